@@ -1,0 +1,124 @@
+"""The statistics that turn match scores into rates: null distribution, noise rate, p- and q-values, match probability.
+
+Pure functions of arrays. All of it is *ours* (not of the SREM paper) and put together from standard parts:
+
+* **null**: match scores of pairs known to be mismatched, made by pairing bank images with other pairs' captions;
+* **p-value** of a pair: the share of null scores at least as high, (1 + #{null ≥ s}) / (1 + n) (Phipson & Smyth 2010);
+* **noise rate** π₀: Storey's estimator (Storey 2002), the share of p-values above λ over 1 − λ;
+* **q-value**: Benjamini–Hochberg scaled by π₀ (Storey 2003): the mismatch rate of all pairs at least as good;
+* **match probability**: 1 − local false discovery rate, π₀ / f(p), with f the Grenander estimator, that is the
+  isotonic (non-increasing) density of the p-values.
+
+What is controlled: mismatches that score like random pairings. A caption that is nearly right scores above the null
+and is not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Float64: TypeAlias = NDArray[np.float64]
+
+STOREY_LAMBDA = 0.5
+"""p-values above this are taken to be of mismatched pairs only."""
+
+
+@dataclass(frozen=True)
+class NoiseRate:
+    """π₀, the share of mismatched pairs, with a 95 % interval; all in [0, 1]."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def p_values(scores: ArrayLike, null: ArrayLike) -> Float64:
+    """The chance that a random pairing scores at least as high.
+
+    Args:
+        scores: (N,) match scores.
+        null: (n,) match scores of known mismatches, sorted in ascending order; n ≥ 1.
+
+    Returns:
+        (N,) float64 in (0, 1], never 0: nothing is rarer than the null can tell.
+    """
+    null = np.asarray(null)
+    if null.size == 0:
+        raise ValueError("the null distribution is empty")
+    # Compared in the null's precision, so that a score that is in the null ties with itself.
+    at_least = null.size - np.searchsorted(null, np.asarray(scores, dtype=null.dtype), side="left")
+    return np.asarray((1.0 + at_least) / (1.0 + null.size), dtype=np.float64)
+
+
+def noise_rate(p: ArrayLike, *, null_pairs: int) -> NoiseRate:
+    """Storey's estimate of the share of mismatched pairs.
+
+    Args:
+        p: (N,) p-values.
+        null_pairs: independent pairs behind the null (the bank's size): its sampling error widens the interval.
+
+    Returns:
+        The estimate with a normal-approximation 95 % interval. Of an encoder that cannot tell some true pairs from
+        random ones the estimate is an upper bound. Without pairs it is (0, 0, 1).
+    """
+    p = np.asarray(p, dtype=np.float64)
+    if p.size == 0:
+        return NoiseRate(0.0, 0.0, 1.0)
+    tail = 1.0 - STOREY_LAMBDA
+    share = float(np.mean(p > STOREY_LAMBDA))
+    estimate = share / tail
+    of_pairs = share * (1.0 - share) / p.size / tail**2
+    of_null = estimate**2 * STOREY_LAMBDA / (tail * max(null_pairs, 1))
+    # With no p-value in the tail the normal approximation claims certainty; the rule of three does not.
+    half = max(1.96 * (of_pairs + of_null) ** 0.5, 3.0 / p.size)
+    return NoiseRate(min(estimate, 1.0), min(max(estimate - half, 0.0), 1.0), min(estimate + half, 1.0))
+
+
+def q_values(p: ArrayLike, noise: float) -> Float64:
+    """The expected share of mismatches among all pairs whose p-value is at most this pair's.
+
+    Args:
+        p: (N,) p-values.
+        noise: π₀ in [0, 1].
+
+    Returns:
+        (N,) float64 in [0, 1], non-decreasing in p; equal p-values have equal q-values.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    ordered = p[order]
+    accepted = np.searchsorted(ordered, ordered, side="right")  # ties are accepted together
+    q = np.empty_like(p)
+    q[order] = np.minimum.accumulate((noise * p.size * ordered / accepted)[::-1])[::-1]
+    return np.asarray(np.clip(q, 0.0, 1.0))
+
+
+def match_probability(p: ArrayLike, noise: float) -> Float64:
+    """1 − local false discovery rate: the probability that this pair is no random mismatch.
+
+    Args:
+        p: (N,) p-values.
+        noise: π₀ in [0, 1].
+
+    Returns:
+        (N,) float64 in [0, 1], non-increasing in p.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    p = np.asarray(p, dtype=np.float64)
+    if p.size == 0:
+        return np.zeros(0)
+    # Fine bins near 0, where the density is steep, and even ones elsewhere: thousands of times fewer than pairs.
+    edges = np.unique(np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 400), np.linspace(0.0, 1.0, 401)]))
+    edges[-1] = 1.0
+    widths = np.diff(edges)
+    bins = np.minimum(np.searchsorted(edges, p, side="left") - 1, widths.size - 1)
+    density = np.bincount(bins, minlength=widths.size) / p.size / widths
+    smooth = IsotonicRegression(increasing=False).fit_transform(edges[1:], density, sample_weight=widths)
+    mismatch = np.divide(noise, smooth, out=np.ones_like(smooth), where=smooth > 0)
+    probability: Float64 = 1.0 - np.clip(mismatch, 0.0, 1.0)[bins]
+    return probability

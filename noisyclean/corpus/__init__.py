@@ -1,0 +1,1 @@
+"""Where pairs come from: shards, their samples, the synthetic corpus, planted noise."""

@@ -1,0 +1,155 @@
+"""Which shards the user means: a folder, a glob, a brace pattern, an ``@list``, or addresses fsspec knows."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from noisyclean.errors import UsageError
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+ShardSpec: TypeAlias = str | Path | Sequence[str | Path]
+"""What every command takes as SHARDS; several specs are joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar of samples. ``name`` is its identity in every table; ``path`` is where it lies now."""
+
+    name: str
+    path: str
+
+
+def find_shards(spec: ShardSpec) -> list[Shard]:
+    """Resolve ``spec`` to the shards it names, sorted by name.
+
+    A shard's name is its file name without ``.tar``. Where two files would share a name, as many parent folders
+    as it takes are put before each of them, so that (shard, key) stays an identity.
+
+    Raises:
+        UsageError: nothing matches, or one file is named twice.
+    """
+    specs = [spec] if isinstance(spec, str | Path) else list(spec)
+    paths = [path for one in specs for path in _expand(str(one))]
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise UsageError(f"{path}: named {count} times in SHARDS; name each shard once")
+    return sorted((Shard(name, path) for name, path in _names(paths)), key=lambda shard: shard.name)
+
+
+def _expand(spec: str) -> list[str]:
+    if spec.startswith("@"):
+        return _expand_list(Path(spec[1:]))
+    if "{" in spec:
+        from braceexpand import braceexpand
+
+        try:
+            expanded = list(braceexpand(spec))
+        except ValueError as error:
+            raise UsageError(f"{spec}: unbalanced braces in the shard pattern") from error
+        if expanded != [spec]:
+            return _present(spec, [path for one in expanded for path in _expand_globbed(one)])
+    if "://" in spec:
+        return _expand_remote(spec)
+    return _expand_local(spec)
+
+
+def _expand_globbed(path: str) -> list[str]:
+    return _expand(path) if any(sign in path for sign in "*?[") else [path]
+
+
+def _present(spec: str, paths: list[str]) -> list[str]:
+    missing = [path for path in paths if "://" not in path and not Path(path).is_file()]
+    if len(missing) == len(paths):
+        raise UsageError(f"{spec}: no such shards (the first would be {paths[0]}); check the path and the range")
+    if missing:
+        raise UsageError(
+            f"{missing[0]}: no such shard, nor {len(missing) - 1} more of the {len(paths)} that {spec} names; "
+            "correct the range, or use a glob to take what is there"
+        )
+    return paths
+
+
+def _expand_list(listing: Path) -> list[str]:
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{listing}: cannot read the list of shards ({_why(error)})") from error
+    entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not entries:
+        raise UsageError(f"{listing}: the list of shards is empty; put one shard path or pattern on each line")
+    # Relative entries are relative to the list, so that a list travels with its shards.
+    anchored = [one if "://" in one or Path(one).is_absolute() else str(listing.parent / one) for one in entries]
+    return [path for one in anchored for path in _expand(one)]
+
+
+def _expand_local(spec: str) -> list[str]:
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return [str(path)]
+    if path.is_dir():
+        found = sorted(str(one) for one in path.rglob("*") if one.name.endswith(TAR_SUFFIXES) and one.is_file())
+        if not found:
+            raise UsageError(f"{spec}: no .tar files in this folder; give the folder that holds the shards")
+        return found
+    anchor = Path(path.anchor) if path.is_absolute() else Path()
+    pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
+    found = sorted(str(one) for one in anchor.glob(pattern) if one.is_file()) if _is_glob(spec) else []
+    if not found:
+        raise UsageError(
+            f"{spec}: matches no shards; give a folder of .tar files, a glob, "
+            "a brace pattern such as 'shards/{00000..00099}.tar' (quoted), or @list.txt"
+        )
+    return found
+
+
+def _expand_remote(spec: str) -> list[str]:
+    import fsspec
+
+    if spec.endswith(TAR_SUFFIXES) and not _is_glob(spec):
+        return [spec]  # taken at its word: many stores forbid listing
+    try:
+        filesystem, root = fsspec.core.url_to_fs(spec)
+        pattern = root if _is_glob(spec) else posixpath.join(root, "**", "*")
+        found = [filesystem.unstrip_protocol(one) for one in filesystem.glob(pattern)]
+    except (OSError, ImportError, ValueError) as error:
+        raise UsageError(f"{spec}: cannot list the shards ({_why(error)})") from error
+    found = sorted(one for one in found if one.endswith(TAR_SUFFIXES))
+    if not found:
+        raise UsageError(f"{spec}: matches no .tar shards")
+    return found
+
+
+def _names(paths: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """Each path with the shortest tail of it that no other path shares."""
+    parts = {path: _stem(path).replace("\\", "/").split("/") for path in paths}
+    depth = dict.fromkeys(paths, 1)
+    while True:
+        names = {path: "/".join(parts[path][-depth[path] :]) for path in paths}
+        shared = [path for path, count in ((p, Counter(names.values())[names[p]]) for p in paths) if count > 1]
+        if not shared:
+            return ((names[path], path) for path in paths)
+        if all(depth[path] >= len(parts[path]) for path in shared):
+            raise UsageError(f"{shared[0]} and {shared[1]}: two shards of the same name; rename one of them")
+        for path in shared:
+            depth[path] += 1
+
+
+def _stem(path: str) -> str:
+    for suffix in sorted(TAR_SUFFIXES, key=len, reverse=True):
+        if path.endswith(suffix):
+            return path[: -len(suffix)]
+    return path
+
+
+def _is_glob(spec: str) -> bool:
+    return any(sign in spec for sign in "*?[")
+
+
+def _why(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

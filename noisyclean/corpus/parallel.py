@@ -1,0 +1,33 @@
+"""Running a function over many shards in worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from noisyclean.corpus.locate import Shard
+
+T = TypeVar("T")
+
+
+def default_workers() -> int:
+    """As many worker processes as there are cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_shards(function: Callable[[Shard], T], shards: Sequence[Shard], workers: int) -> Iterator[T]:
+    """Yield ``function(shard)`` for each shard, in the order given, computed in ``workers`` processes.
+
+    ``function`` must be picklable (a module-level function or a partial of one). With one worker or one shard
+    everything happens in this process.
+    """
+    workers = min(workers, len(shards))
+    if workers <= 1:
+        yield from map(function, shards)
+        return
+    from joblib import Parallel, delayed
+
+    # joblib's processes are neither forked, so that no lock of torch's or pyarrow's threads is inherited held, nor do
+    # they import the caller's main module, so that a user's script needs no `if __name__ == "__main__"`.
+    yield from Parallel(n_jobs=workers, return_as="generator")(delayed(function)(shard) for shard in shards)

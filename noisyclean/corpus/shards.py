@@ -1,0 +1,213 @@
+"""Reading one shard: a tar of samples, streamed from start to end, never unpacked to disk.
+
+Whatever is in the tar, every sample comes out exactly once: whole, or with a ``fault`` that says why it cannot be used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, Self, cast
+
+from noisyclean.corpus.locate import Shard
+from noisyclean.errors import NoisycleanError
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+CAPTION_EXTENSIONS = ("txt", "caption", "text")
+METADATA_EXTENSION = "json"
+
+MAX_MEMBER_BYTES = 256 * 2**20
+"""A larger member is passed over unread: no picture or caption is this large, and memory must stay bounded."""
+
+# webdataset's rule: the key is the path up to the first dot of the file name, the extension all that follows it.
+_MEMBER_NAME = re.compile(r"^((?:.*/|)[^./][^./]*)[.]([^/]+)$", re.DOTALL)
+
+_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
+
+
+@dataclass(slots=True)
+class SampleMembers:
+    """The members of one sample as they lie in the tar: extension (lower case) → bytes, in tar order."""
+
+    key: str
+    index: int
+    members: dict[str, bytes] = field(default_factory=dict)
+    fault: str | None = None
+
+
+@dataclass(slots=True)
+class Sample:
+    """One image–text pair, not yet decoded. ``fault`` says why it is unreadable; then image or caption may be None."""
+
+    shard: str
+    key: str
+    index: int
+    image: bytes | None
+    caption: str | None
+    uid: str | None = None
+    url: str | None = None
+    width: int | None = None
+    height: int | None = None
+    fault: str | None = None
+
+
+class _StrictHeader(tarfile.TarInfo):
+    """tarfile takes a broken header after the first member for the end of the archive: here it is damage."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end-of-archive mark; not in the stubs
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
+
+
+class ShardReader:
+    """Iterate over the samples of one shard.
+
+    Reading never raises for what is *in* the tar. If the tar itself ends early or is no tar at all, iteration ends
+    after the samples before the damage, and ``damage`` says what was met.
+
+    Raises:
+        NoisycleanError: on iteration, when the shard cannot be opened at all.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.damage: str | None = None
+
+    def members(self) -> Iterator[SampleMembers]:
+        """The samples as raw members, all extensions."""
+        keys: set[str] = set()
+        current: SampleMembers | None = None
+        count = 0
+        for key, extension, data in self._read_tar():
+            if current is None or key != current.key or extension in current.members:
+                if current is not None:
+                    yield current
+                current = SampleMembers(key, count, fault="duplicate key" if key in keys else None)
+                keys.add(key)
+                count += 1
+            if data is None:
+                current.fault = current.fault or f"member over {MAX_MEMBER_BYTES >> 20} MiB"
+            else:
+                current.members[extension] = data
+        if current is not None:
+            yield current
+
+    def __iter__(self) -> Iterator[Sample]:
+        for raw in self.members():
+            yield to_sample(self.shard.name, raw)
+
+    def _read_tar(self) -> Iterator[tuple[str, str, bytes | None]]:
+        with open_shard(self.shard) as stream:
+            try:
+                # backslashreplace: a name that is not UTF-8 becomes a key that can be written to tables.
+                with tarfile.open(fileobj=stream, mode="r|*", errors="backslashreplace", tarinfo=_StrictHeader) as tar:
+                    for member in tar:
+                        tar.members = []  # type: ignore[attr-defined]  # or tarfile would keep them all
+                        named = _MEMBER_NAME.match(member.name) if member.isreg() else None
+                        if named is None:
+                            continue
+                        key, extension = named.group(1).removeprefix("./"), named.group(2).lower()
+                        if member.size > MAX_MEMBER_BYTES:
+                            yield key, extension, None
+                            continue
+                        content = tar.extractfile(member)
+                        data = content.read() if content is not None else b""
+                        if len(data) < member.size:
+                            raise EOFError("unexpected end of data")
+                        yield key, extension, data
+            except _DAMAGE as error:
+                self.damage = f"damaged tar: {str(error) or type(error).__name__}"
+
+
+def open_shard(shard: Shard) -> IO[bytes]:
+    """Open a local or remote shard for reading.
+
+    Raises:
+        NoisycleanError: it is not there or may not be read.
+    """
+    import fsspec
+
+    try:
+        return cast("IO[bytes]", fsspec.open(shard.path, "rb").open())
+    except (OSError, ImportError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise NoisycleanError(f"{shard.path}: cannot open the shard ({reason})") from error
+
+
+def to_sample(shard: str, raw: SampleMembers) -> Sample:
+    """Interpret the members of a sample as an image, a caption and img2dataset's metadata."""
+    metadata = read_metadata(raw.members.get(METADATA_EXTENSION))
+    image = next((data for ext, data in raw.members.items() if is_image(ext)), None)
+    caption, fault = _read_caption(raw.members, metadata)
+    if image is None:
+        fault = "no image"
+    elif not image:
+        fault = "empty image"
+    return Sample(
+        shard=shard,
+        key=raw.key,
+        index=raw.index,
+        image=image,
+        caption=caption,
+        uid=_text(metadata.get("uid")),
+        url=_text(metadata.get("url")),
+        width=_count(metadata.get("width")),
+        height=_count(metadata.get("height")),
+        fault=raw.fault or fault,
+    )
+
+
+def is_image(extension: str) -> bool:
+    """Whether a member's extension (``jpg``, ``img.png``) names a picture."""
+    return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+
+
+def read_metadata(data: bytes | None) -> dict[str, Any]:
+    """The json member as a dict; a broken one counts as none, since image and caption can still be used."""
+    if data is None:
+        return {}
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_caption(members: dict[str, bytes], metadata: dict[str, Any]) -> tuple[str | None, str | None]:
+    for extension in CAPTION_EXTENSIONS:
+        if extension in members:
+            try:
+                caption = members[extension].decode("utf-8")
+            except UnicodeDecodeError:
+                return members[extension].decode("utf-8", errors="replace"), "caption is not UTF-8"
+            break
+    else:
+        captions = metadata.get("captions")
+        value = metadata.get("caption", captions[0] if isinstance(captions, list) and captions else None)
+        if not isinstance(value, str):
+            return None, "no caption"
+        caption = _encodable(value)
+    caption = caption.strip()
+    return caption, None if caption else "empty caption"
+
+
+def _text(value: object) -> str | None:
+    return _encodable(str(value)) if isinstance(value, str | int) and value != "" else None
+
+
+def _encodable(text: str) -> str:
+    """``text`` without lone surrogates: json may hold half an emoji, tables and files may not."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else None

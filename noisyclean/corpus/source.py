@@ -1,0 +1,161 @@
+"""Batches of decoded pairs for training and for inference passes: streamed from the shards, or held in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noisyclean.corpus.index import CorpusIndex
+from noisyclean.corpus.stream import Preparer, stream_chunks
+from noisyclean.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B decoded pairs.
+
+    Attributes:
+        rows: (B,) int64 rows of the corpus index.
+        pixels: (B, H, W, 3) uint8.
+        tokens: (B, context) int.
+    """
+
+    rows: Tensor
+    pixels: Tensor
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, at: Tensor | slice) -> Batch:
+        """The pairs at these positions."""
+        return Batch(self.rows[at], self.pixels[at], self.tokens[at])
+
+
+class PairSource(Protocol):
+    """Where decoded pairs come from. A pair that cannot be decoded is in no batch."""
+
+    index: CorpusIndex
+
+    def batches(self, rows: NDArray[np.int64], batch_size: int, *, shuffle: int | None = None) -> Iterator[Batch]:
+        """The pairs of ``rows`` once each, in batches of ``batch_size``, the last one maybe smaller.
+
+        Args:
+            rows: rows of the index, without repetition.
+            batch_size: pairs in a batch.
+            shuffle: a seed; None: any fixed order.
+        """
+
+
+class StreamSource:
+    """Decodes in worker processes on every pass; memory does not grow with the corpus."""
+
+    def __init__(self, index: CorpusIndex, preparer: Preparer, *, workers: int, shuffle_buffer: int = 8192) -> None:
+        self.index = index
+        self._preparer = preparer
+        self._workers = workers
+        self._buffer = shuffle_buffer
+
+    def batches(self, rows: NDArray[np.int64], batch_size: int, *, shuffle: int | None = None) -> Iterator[Batch]:
+        if shuffle is None:
+            yield from _rebatch(self._decoded(rows, order=None), batch_size)
+        else:
+            generator = torch.Generator().manual_seed(shuffle)
+            order = torch.randperm(len(self.index.shards), generator=generator).numpy()
+            yield from _rebatch(_shuffled(self._decoded(rows, order), self._buffer, generator), batch_size)
+
+    def _decoded(self, rows: NDArray[np.int64], order: NDArray[np.int64] | None) -> Iterator[Batch]:
+        index = self.index
+        mask = np.zeros(len(index), np.bool_)
+        mask[rows] = True
+        first = {shard.name: int(index.offsets[i]) for i, shard in enumerate(index.shards)}
+        wanted = {shard.name: mask[index.rows_at(i)] for i, shard in enumerate(index.shards)}
+        shards = index.shards if order is None else [index.shards[i] for i in order]
+        for chunk in stream_chunks(shards, self._preparer, chunk_size=256, workers=self._workers, wanted=wanted):
+            positions = [first[chunk.shard] + sample.index for sample in chunk.readable()]
+            if positions:
+                yield Batch(torch.tensor(positions), chunk.pixels, chunk.tokens)
+
+
+class MemorySource:
+    """Decodes once and keeps the pixels (uint8) and tokens of all usable pairs."""
+
+    def __init__(self, stream: StreamSource, *, progress: Progress = SILENT) -> None:
+        self.index = stream.index
+        usable = np.flatnonzero(self.index.usable)
+        self._position = torch.full((len(self.index),), -1, dtype=torch.int64)
+        parts: list[Batch] = []
+        with progress.task("decoding the pairs", len(usable), "pairs") as task:
+            for part in stream.batches(usable, 1024):
+                # int32 halves what the tokens take; the model widens them again.
+                parts.append(Batch(part.rows, part.pixels, part.tokens.int()))
+                task.advance(len(part))
+        if parts:
+            self._all = _concatenate(parts)
+            self._position[self._all.rows] = torch.arange(len(self._all))
+
+    def batches(self, rows: NDArray[np.int64], batch_size: int, *, shuffle: int | None = None) -> Iterator[Batch]:
+        positions = self._position[torch.from_numpy(np.sort(rows))]
+        positions = positions[positions >= 0]
+        if shuffle is not None:
+            generator = torch.Generator().manual_seed(shuffle)
+            positions = positions[torch.randperm(len(positions), generator=generator)]
+        for start in range(0, len(positions), batch_size):
+            yield self._all.take(positions[start : start + batch_size])
+
+
+def fits_in_memory(index: CorpusIndex, image_size: tuple[int, int], context_length: int) -> bool:
+    """Whether the decoded corpus takes less than a quarter of this machine's memory."""
+    pair_bytes = 3 * image_size[0] * image_size[1] + 4 * context_length
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(index.usable.sum()) * pair_bytes < total / 4
+
+
+def _concatenate(parts: list[Batch]) -> Batch:
+    return Batch(
+        torch.cat([part.rows for part in parts]),
+        torch.cat([part.pixels for part in parts]),
+        torch.cat([part.tokens for part in parts]),
+    )
+
+
+def _rebatch(parts: Iterator[Batch], batch_size: int) -> Iterator[Batch]:
+    pending: list[Batch] = []
+    count = 0
+    for part in parts:
+        pending.append(part)
+        count += len(part)
+        if count >= batch_size:
+            merged = _concatenate(pending)
+            whole = count - count % batch_size
+            for start in range(0, whole, batch_size):
+                yield merged.take(slice(start, start + batch_size))
+            pending, count = [merged.take(slice(whole, None))], count - whole
+    if count:
+        yield _concatenate(pending)
+
+
+def _shuffled(parts: Iterator[Batch], buffer: int, generator: torch.Generator) -> Iterator[Batch]:
+    pending: list[Batch] = []
+    count = 0
+    for part in parts:
+        pending.append(part)
+        count += len(part)
+        if count >= buffer:
+            merged = _permuted(_concatenate(pending), generator)
+            # Half is kept, so that pairs of neighbouring shards keep mixing.
+            yield merged.take(slice(buffer // 2, None))
+            pending, count = [merged.take(slice(0, buffer // 2))], buffer // 2
+    if count:
+        yield _permuted(_concatenate(pending), generator)
+
+
+def _permuted(batch: Batch, generator: torch.Generator) -> Batch:
+    return batch.take(torch.randperm(len(batch), generator=generator))

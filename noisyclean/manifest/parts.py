@@ -1,0 +1,89 @@
+"""Score parts: one Parquet file a shard, whole or not there; its presence means the shard is done."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from noisyclean.corpus.locate import Shard
+from noisyclean.errors import UsageError
+from noisyclean.files import replacing
+from noisyclean.manifest.schema import PART_SCHEMA, SCHEMA_VERSION
+
+SCORES = "scores"
+_PREFIX = "noisyclean."
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """What a part says of itself, in its Parquet metadata.
+
+    Attributes:
+        scorer: fingerprint of the models and banks that scored it.
+        source: size and modification time of the shard; ``""`` where these cannot be had.
+        damage: what is wrong with the shard's tar; ``""``: nothing.
+        version: of the schema.
+    """
+
+    scorer: str
+    source: str
+    damage: str = ""
+    version: str = SCHEMA_VERSION
+
+
+def part_path(out: Path, shard: str) -> Path:
+    """Where the scores of a shard lie in OUT."""
+    return out / SCORES / f"{shard}.parquet"
+
+
+def list_parts(out: Path) -> list[str]:
+    """The shards that have a part in OUT, sorted."""
+    root = out / SCORES
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.parquet"))
+
+
+def write_part(out: Path, shard: str, table: pa.Table, info: PartInfo) -> None:
+    """Write the scores of one shard (:data:`PART_SCHEMA`)."""
+    metadata = {f"{_PREFIX}{name}": value for name, value in asdict(info).items()}
+    with replacing(part_path(out, shard)) as temporary:
+        pq.write_table(table.cast(PART_SCHEMA).replace_schema_metadata(metadata), temporary, compression="zstd")
+
+
+def read_part(out: Path, shard: str, columns: list[str] | None = None) -> pa.Table:
+    """Read the scores of one shard, or some columns of them.
+
+    Raises:
+        UsageError: the part is broken or of another version of the schema.
+    """
+    read_part_info(out, shard)
+    return pq.read_table(part_path(out, shard), columns=columns, partitioning=None)
+
+
+def read_part_info(out: Path, shard: str) -> PartInfo:
+    """What a part says of itself.
+
+    Raises:
+        UsageError: the part is broken or of another version of the schema.
+    """
+    path = part_path(out, shard)
+    try:
+        raw = pq.read_metadata(path).metadata or {}
+        info = PartInfo(**{one.name: raw[f"{_PREFIX}{one.name}".encode()].decode() for one in fields(PartInfo)})
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise UsageError(f"{path}: not a score part that noisyclean wrote; remove it and score again") from error
+    if info.version != SCHEMA_VERSION:
+        raise UsageError(f"{path}: schema version {info.version}, this noisyclean reads {SCHEMA_VERSION}; score again")
+    return info
+
+
+def shard_state(shard: Shard) -> str:
+    """Size and modification time of a local shard: when they differ, it is scored again."""
+    try:
+        status = os.stat(shard.path)  # noqa: PTH116 - the path may be an address
+    except OSError:
+        return ""
+    return f"{status.st_size}:{status.st_mtime_ns}"

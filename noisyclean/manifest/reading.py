@@ -1,0 +1,57 @@
+"""Reading what ``score`` wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from noisyclean.errors import UsageError
+from noisyclean.manifest.schema import MANIFEST_SCHEMA, SPLITS
+from noisyclean.manifest.splitting import DEFAULT_OUT, MANIFEST, SUMMARY_FILE, Summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Manifest:
+    """The manifest in an OUT folder.
+
+    >>> Manifest("noisyclean-out").pairs("clean")["key"]
+
+    Raises:
+        UsageError: there is no manifest in the folder.
+    """
+
+    def __init__(self, out: Path | str = DEFAULT_OUT) -> None:
+        self.out = Path(out)
+        if not (self.out / MANIFEST).is_dir():
+            raise UsageError(f"{self.out}: no manifest in it; `noisyclean score SHARDS -o {self.out}` makes one")
+
+    @property
+    def summary(self) -> Summary:
+        """``summary.json``."""
+        values = json.loads((self.out / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return Summary(**{**values, "noise_interval": tuple(values["noise_interval"])})
+
+    def table(self, *splits: str, columns: list[str] | None = None) -> pa.Table:
+        """The rows of the named splits (none named: of all) with a ``split`` column, in no particular order."""
+        parts = []
+        for name in splits or SPLITS:
+            if name not in SPLITS:
+                raise UsageError(f"{name}: no such split; there are {', '.join(SPLITS)}")
+            wanted = None if columns is None else [one for one in columns if one != "split"]
+            for path in sorted((self.out / MANIFEST / f"split={name}").rglob("*.parquet")):
+                part = pq.read_table(path, columns=wanted, partitioning=None)
+                parts.append(part.append_column("split", pa.repeat(name, part.num_rows)))
+        if not parts:
+            return MANIFEST_SCHEMA.append(pa.field("split", pa.string())).empty_table()
+        return pa.concat_tables(parts)
+
+    def pairs(self, *splits: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """The same as a pandas frame."""
+        frame: pd.DataFrame = self.table(*splits, columns=columns).to_pandas()
+        return frame

@@ -1,0 +1,63 @@
+"""Which model may score a pair: the one that never saw it.
+
+Fold-k's model trains on the pairs of all other folds, so it alone scores those of fold k. The fold is a function of
+the caption, not of where the pair lies: a corpus that is re-sharded or re-keyed after ``fit`` keeps its folds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A caption on more pairs than this ("click to enlarge") says nothing of any one picture: it ties no folds together.
+_TEMPLATE_USES = 100
+
+
+@dataclass(frozen=True)
+class FoldMap:
+    """Caption → fold. A caption's fold is its hash modulo ``folds``, but for the exceptions.
+
+    Attributes:
+        folds: their number.
+        captions: (E,) int64, sorted hashes of the captions that are exceptions.
+        exceptions: (E,) int64, their folds.
+    """
+
+    folds: int
+    captions: NDArray[np.int64]
+    exceptions: NDArray[np.int64]
+
+    def fold_of(self, caption: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) caption hashes → (N,) folds in [0, folds)."""
+        fold = np.mod(caption, self.folds)
+        if len(self.captions):
+            at = np.minimum(np.searchsorted(self.captions, caption), len(self.captions) - 1)
+            fold = np.where(self.captions[at] == caption, self.exceptions[at], fold)
+        return fold
+
+
+def assign_folds(caption: NDArray[np.int64], image: NDArray[np.int64], folds: int) -> FoldMap:
+    """Put pairs that share a caption or a picture into the same fold.
+
+    Args:
+        caption, image: (N,) hashes of the usable pairs' captions and pictures.
+        folds: how many.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    captions, row, uses = np.unique(caption, return_inverse=True, return_counts=True)
+    binding = uses[row] <= _TEMPLATE_USES
+    order = np.argsort(image[binding], kind="stable")
+    sorted_image, sorted_row = image[binding][order], row[binding][order]
+    same = sorted_image[1:] == sorted_image[:-1]
+    links = (sorted_row[:-1][same], sorted_row[1:][same])
+    graph = coo_array((np.ones(len(links[0]), np.int8), links), shape=(len(captions), len(captions)))
+    _, component = connected_components(graph, directed=False)
+    # Captions are sorted, so the first of each component is its smallest hash: it names the component's fold.
+    _, first = np.unique(component, return_index=True)
+    fold = np.mod(captions[first], folds)[component]
+    differs = fold != np.mod(captions, folds)
+    return FoldMap(folds, captions[differs], fold[differs])

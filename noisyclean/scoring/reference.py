@@ -1,0 +1,233 @@
+"""The frozen reference a pair is scored against: an encoder, its bank of pairs and the bank's null distribution.
+
+A score measured in a batch changes with the shuffle. Against a frozen bank the same pair always gets the same score,
+whatever the shard order, the batch size, the number of workers or the machine (ours; see docs of ``noisyclean.srem``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from noisyclean.calibration import p_values
+from noisyclean.corpus.source import PairSource
+from noisyclean.encoders import DualEncoder, create_encoder
+from noisyclean.errors import NoisycleanError, UsageError
+from noisyclean.progress import SILENT, Progress
+from noisyclean.srem import PairStatistics, bank_statistics, null_match_scores
+
+BANK_FORMAT = "1"
+NULL_SCORES = 2**17
+"""Known mismatches in the null: enough for p-values down to 1e-5."""
+MIN_BANK = 16
+"""With fewer pairs there is nothing to compare with."""
+
+
+@dataclass(frozen=True)
+class ReferenceBank:
+    """M embedded pairs and the null distribution they give.
+
+    Attributes:
+        ids: (M,) int64 pair hashes, ascending.
+        image, text: (M, d) float32 unit-norm embeddings.
+        temperature: τ of the encoder.
+        null: (n,) float32 match scores of known mismatches, ascending.
+    """
+
+    ids: NDArray[np.int64]
+    image: Tensor
+    text: Tensor
+    temperature: float
+    null: NDArray[np.float32]
+
+    @classmethod
+    def build(cls, ids: NDArray[np.int64], image: Tensor, text: Tensor, temperature: float) -> ReferenceBank:
+        """Order the pairs by hash, so that equal pairs make equal banks, and measure the null.
+
+        Raises:
+            NoisycleanError: fewer than ``MIN_BANK`` pairs.
+        """
+        if len(ids) < MIN_BANK:
+            raise NoisycleanError(f"{len(ids)} readable pairs for a reference bank; at least {MIN_BANK} are needed")
+        order = np.argsort(ids)
+        image, text = image[torch.from_numpy(order)], text[torch.from_numpy(order)]
+        shifts = math.ceil(NULL_SCORES / len(ids))
+        null = null_match_scores(image, text, temperature, shifts).sort().values
+        return cls(ids[order], image, text, temperature, null.cpu().numpy())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def score(self, image: Tensor, text: Tensor, ids: NDArray[np.int64]) -> PairStatistics:
+        """Score B pairs; one that is in the bank itself is masked out there.
+
+        Args:
+            image, text: (B, d) unit-norm embeddings.
+            ids: (B,) int64 pair hashes.
+        """
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        own = torch.from_numpy(np.where(self.ids[at] == ids, at, -1)).to(image.device)
+        return bank_statistics(image, text, self.image, self.text, self.temperature, own)
+
+    def p_values(self, match_score: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(B,) match scores → (B,) p-values under this bank's null."""
+        return p_values(match_score, self.null)
+
+    def to(self, device: torch.device | str) -> ReferenceBank:
+        """The bank with its embeddings on ``device``."""
+        return ReferenceBank(self.ids, self.image.to(device), self.text.to(device), self.temperature, self.null)
+
+    def fingerprint(self) -> str:
+        """A digest of the bank: equal fingerprints score equal embeddings equally."""
+        digest = hashlib.blake2b(repr(self.temperature).encode(), digest_size=16)
+        for array in (self.ids, self.image.cpu().numpy(), self.text.cpu().numpy(), self.null):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path, *, encoder: str) -> None:
+        """Write as safetensors; ``encoder`` is the fingerprint of the encoder that made the embeddings."""
+        tensors = {
+            "ids": torch.from_numpy(self.ids),
+            "image": self.image.cpu().contiguous(),
+            "text": self.text.cpu().contiguous(),
+            "null": torch.from_numpy(self.null),
+        }
+        about = {
+            "format": BANK_FORMAT,
+            "temperature": repr(self.temperature),
+            "encoder": encoder,
+            "bank": self.fingerprint(),
+        }
+        temporary = path.with_name(f"{path.name}.tmp")
+        save_file(tensors, temporary, metadata=about)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, *, encoder: str) -> ReferenceBank:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UsageError: not such a file, or it belongs to another encoder.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            if about.get("encoder") != encoder:
+                raise UsageError(
+                    f"{path}: this bank belongs to another encoder; fit again, or restore the pair of files"
+                )
+            return cls(
+                tensors["ids"].numpy(),
+                tensors["image"],
+                tensors["text"],
+                float(about["temperature"]),
+                tensors["null"].numpy(),
+            )
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UsageError(f"{path}: not a reference bank that noisyclean wrote ({error})") from error
+
+
+@dataclass(frozen=True)
+class ReferenceModel:
+    """An encoder with its bank: what scores pairs. One per fold; its folder is ``RUN/fold-k``."""
+
+    encoder: DualEncoder
+    bank: ReferenceBank
+
+    def fingerprint(self) -> str:
+        """A digest of encoder and bank."""
+        return hashlib.blake2b(
+            json.dumps([self.encoder.fingerprint(), self.bank.fingerprint()]).encode(), digest_size=16
+        ).hexdigest()
+
+    def to(self, device: torch.device | str) -> ReferenceModel:
+        """Encoder and bank on ``device``."""
+        return ReferenceModel(self.encoder.to(device), self.bank.to(device))
+
+    def save(self, directory: Path) -> None:
+        """Write ``encoder/`` and ``bank.safetensors``."""
+        self.encoder.save(directory / "encoder")
+        self.bank.save(directory / "bank.safetensors", encoder=self.encoder.fingerprint())
+
+    @classmethod
+    def load(cls, directory: Path) -> ReferenceModel:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UsageError: a part is missing, broken, or belongs to another.
+        """
+        encoder = create_encoder(f"local-dir:{directory / 'encoder'}")
+        return cls(encoder, ReferenceBank.load(directory / "bank.safetensors", encoder=encoder.fingerprint()))
+
+
+def draw_bank_rows(ids: NDArray[np.int64], rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The ``size`` rows of smallest pair hash: a random sample that depends on nothing but the pairs' identities.
+
+    Args:
+        ids: (N,) int64 pair hashes of the whole index.
+        rows: candidate rows.
+        size: how many to draw; all, if there are fewer.
+    """
+    return rows[np.argsort(ids[rows].view(np.uint64), kind="stable")[:size]]
+
+
+def embed(
+    encoder: DualEncoder,
+    source: PairSource,
+    rows: NDArray[np.int64],
+    *,
+    batch_size: int = 256,
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[NDArray[np.int64], Tensor, Tensor]:
+    """Embed the pairs of ``rows`` that can be decoded.
+
+    Args:
+        on_batch: called with the number of pairs after each batch.
+
+    Returns:
+        Their rows (R,) int64, and (R, d) float32 embeddings of images and texts, on the encoder's device.
+    """
+    kept: list[Tensor] = []
+    images: list[Tensor] = []
+    texts: list[Tensor] = []
+    with encoder.inference():
+        for batch in source.batches(rows, batch_size):
+            kept.append(batch.rows)
+            images.append(encoder.encode_image(batch.pixels).float())
+            texts.append(encoder.encode_text(batch.tokens).float())
+            if on_batch is not None:
+                on_batch(len(batch))
+    if not kept:
+        return np.zeros(0, np.int64), torch.empty(0), torch.empty(0)
+    return torch.cat(kept).numpy(), torch.cat(images), torch.cat(texts)
+
+
+def build_bank(
+    encoder: DualEncoder,
+    source: PairSource,
+    candidates: NDArray[np.int64],
+    size: int,
+    *,
+    progress: Progress = SILENT,
+) -> ReferenceBank:
+    """Draw, embed and freeze a bank of ``size`` pairs from the candidate rows.
+
+    Raises:
+        NoisycleanError: too few of them can be read.
+    """
+    drawn = draw_bank_rows(source.index.pair, candidates, size)
+    with progress.task("embedding the reference bank", len(drawn), "pairs") as task:
+        rows, image, text = embed(encoder, source, drawn, on_batch=task.advance)
+    return ReferenceBank.build(source.index.pair[rows], image, text, float(encoder.temperature))

@@ -1,0 +1,104 @@
+"""RUN: the folder that ``fit`` writes and ``score`` reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from noisyclean.errors import UsageError
+from noisyclean.files import write_json
+from noisyclean.scoring.folds import FoldMap
+from noisyclean.scoring.reference import ReferenceModel
+
+RUN_FILE = "run.json"
+RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.jsonl"
+FOLDS_FILE = "folds.safetensors"
+DEFAULT_RUN = Path("noisyclean-run")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """``run.json``: what was fitted, and how it went. It is written last: its presence means the run is complete.
+
+    Attributes:
+        shards: the SHARDS that were given, absolute where local, so that ``score`` can find them again.
+        corpus: fingerprint of the pairs.
+        recipe: the recipe's name, or the path it was read from.
+        pairs: usable pairs in the corpus.
+        folds: fingerprint of each fold's model.
+        seconds: time of the whole fit.
+        device: where it ran.
+        versions: of noisyclean and of what computes.
+    """
+
+    shards: list[str]
+    corpus: str
+    recipe: str
+    pairs: int
+    folds: list[str]
+    seconds: float
+    device: str
+    versions: dict[str, str]
+    damaged_shards: dict[str, str]
+
+
+def fold_directory(run: Path, fold: int) -> Path:
+    """Where fold ``fold`` of RUN lies."""
+    return run / f"fold-{fold}"
+
+
+def write_folds(run: Path, folds: FoldMap) -> None:
+    """Write the caption → fold map."""
+    tensors = {"captions": folds.captions, "exceptions": folds.exceptions, "folds": np.array([folds.folds])}
+    save_file(tensors, run / FOLDS_FILE)
+
+
+def write_record(run: Path, record: RunRecord) -> None:
+    """Declare RUN complete."""
+    write_json(run / RUN_FILE, asdict(record))
+
+
+def read_record(run: Path) -> RunRecord:
+    """Read ``run.json``.
+
+    Raises:
+        UsageError: the folder is no complete run.
+    """
+    path = run / RUN_FILE
+    if not run.is_dir():
+        raise UsageError(f"{run}: no such run; `noisyclean fit SHARDS -o {run}` makes one")
+    if not path.is_file():
+        unfinished = (run / RECIPE_FILE).is_file()
+        remedy = "repeat the `noisyclean fit` command to finish it" if unfinished else "name a folder that `fit` wrote"
+        raise UsageError(f"{run}: {'an unfinished run' if unfinished else 'not a run'} (no {RUN_FILE}); {remedy}")
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return RunRecord(**values)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path}: not a run record that this version of noisyclean can read ({error})") from error
+
+
+def load_run(run: Path) -> tuple[list[ReferenceModel], FoldMap]:
+    """The models of a complete run, one per fold, and the map that says which of them scores a pair.
+
+    Raises:
+        UsageError: the folder is no complete run, or a part of it is missing or broken.
+    """
+    record = read_record(run)
+    try:
+        tensors = load_file(run / FOLDS_FILE)
+        folds = FoldMap(int(tensors["folds"][0]), tensors["captions"], tensors["exceptions"])
+    except (OSError, SafetensorError, KeyError, IndexError) as error:
+        raise UsageError(f"{run / FOLDS_FILE}: missing or broken; fit again ({error})") from error
+    models = [ReferenceModel.load(fold_directory(run, fold)) for fold in range(folds.folds)]
+    for fold, (model, expected) in enumerate(zip(models, record.folds, strict=True)):
+        if model.fingerprint() != expected:
+            raise UsageError(f"{fold_directory(run, fold)}: not the model that was fitted here; fit again")
+    return models, folds

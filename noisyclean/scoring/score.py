@@ -1,0 +1,184 @@
+"""``score``: stream the shards, score every pair against the reference bank, then rank and split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+import noisyclean
+from noisyclean.corpus.index import CorpusIndex, index_corpus
+from noisyclean.corpus.locate import Shard, ShardSpec, find_shards
+from noisyclean.corpus.parallel import default_workers
+from noisyclean.corpus.source import StreamSource
+from noisyclean.corpus.stream import stream_chunks
+from noisyclean.device import choose_device
+from noisyclean.encoders import DualEncoder, load_encoder
+from noisyclean.errors import NoisycleanError, UsageError
+from noisyclean.files import write_json
+from noisyclean.manifest.parts import PartInfo, list_parts, part_path, read_part_info, shard_state, write_part
+from noisyclean.manifest.schema import PART_SCHEMA
+from noisyclean.manifest.splitting import DEFAULT_FDR, DEFAULT_OUT, OUT_FILE, Summary, read_out, split
+from noisyclean.progress import SILENT, Progress
+from noisyclean.scoring.reference import ReferenceBank, ReferenceModel, build_bank
+from noisyclean.scoring.run import DEFAULT_RUN, RUN_FILE, load_run, read_record
+from noisyclean.scoring.scorer import PairScorer
+
+BANK_FILE = "bank.safetensors"
+BANK_SIZE = 8192
+DEFAULT_BATCH = 256
+# The bank of a pretrained model is drawn from about this many times as many pairs: enough to be a fair sample, without
+# reading all of a corpus of a billion.
+_DRAW_FROM = 8
+
+
+def score(
+    shards: ShardSpec | None = None,
+    *,
+    model: str | Path = DEFAULT_RUN,
+    out: Path | str = DEFAULT_OUT,
+    fdr: float = DEFAULT_FDR,
+    batch_size: int = DEFAULT_BATCH,
+    workers: int | None = None,
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> Summary:
+    """Score every pair and write the clean / noisy / uncertain manifest.
+
+    Memory does not grow with the corpus while scoring. One Parquet file is written for each shard as it is done; when
+    called again with the same arguments, shards that are done and unchanged are not scored again.
+
+    Args:
+        shards: the corpus; None: the shards that ``model``, a RUN, was fitted to.
+        model: a RUN folder, or a pretrained encoder as :func:`noisyclean.encoders.load_encoder` takes it; for the
+            latter a reference bank is first drawn from the corpus, and kept in ``out``.
+        out: the OUT folder.
+        fdr: the mismatch rate asked of the clean part.
+        batch_size: pairs that are handed to the model at a time; the scores do not depend on it.
+        workers: decoding processes; None: as many as there are cores.
+        device: a torch device; None: CUDA if there is one, else the CPU.
+        progress: who is told how it goes.
+
+    Raises:
+        UsageError: the shards or the model cannot be what is meant, or ``out`` holds scores of something else.
+        NoisycleanError: a shard cannot be opened, or no pair can be read.
+    """
+    started = time.perf_counter()
+    out = Path(out)
+    place = choose_device(device)
+    workers = default_workers() if workers is None else workers
+    run = Path(model)
+    fitted = (run / RUN_FILE).is_file() or (run.is_dir() and not (run / "open_clip_config.json").is_file())
+    if shards is None:
+        if not fitted and not run == DEFAULT_RUN:
+            raise UsageError(f"{model}: a model that was not fitted here; say which SHARDS to score")
+        shards = [f"{path}" for path in read_record(run).shards]
+    found = find_shards(shards)
+    if fitted or run == DEFAULT_RUN:
+        models, folds = load_run(run)
+        scorer = PairScorer([one.to(place) for one in models], folds)
+    else:
+        encoder = load_encoder(str(model)).to(place)
+        scorer = PairScorer([ReferenceModel(encoder, _bank(encoder, found, out, workers, progress).to(place))], None)
+
+    about = {
+        "model": str(model),
+        "scorer": scorer.fingerprint(),
+        "null_pairs": sum(len(one.bank) for one in scorer.models),
+        "shards": [shard.name for shard in found],
+        "device": str(place),
+        "version": noisyclean.__version__,
+    }
+    _claim(out, about)
+    todo = [shard for shard in found if not _is_done(out, shard, scorer.fingerprint())]
+    if len(todo) < len(found):
+        progress.say(f"{len(found) - len(todo):,} of {len(found):,} shards are scored already")
+    scored = _score_shards(scorer, todo, out, batch_size, workers, progress)
+    if scored:
+        about["seconds"] = round(time.perf_counter() - started, 2)
+        write_json(out / OUT_FILE, about)
+    return split(out, fdr=fdr, progress=progress)
+
+
+def _score_shards(
+    scorer: PairScorer, shards: Sequence[Shard], out: Path, batch_size: int, workers: int, progress: Progress
+) -> int:
+    """Score and write the given shards; returns how many samples there were."""
+    states = {shard.name: shard_state(shard) for shard in shards}
+    fingerprint = scorer.fingerprint()
+    pending: dict[str, list[pa.Table]] = {name: [] for name in states}
+    samples = 0
+    done = 0
+    chunks = stream_chunks(
+        shards,
+        scorer.models[0].encoder.preprocessor,
+        chunk_size=batch_size,
+        workers=workers,
+        pin_memory=scorer.models[0].encoder.device.type == "cuda",
+    )
+    # How many pairs are to come is not known before they are read: the shards give the time left.
+    with progress.task("scoring", len(shards), "shards") as task:
+        for chunk in chunks:
+            pending[chunk.shard].append(scorer.score(chunk))
+            samples += len(chunk.samples)
+            task.advance(0, f"{samples:,} pairs")
+            if chunk.last:
+                table = pa.concat_tables([PART_SCHEMA.empty_table(), *pending.pop(chunk.shard)])
+                info = PartInfo(fingerprint, states[chunk.shard], chunk.damage or "")
+                write_part(out, chunk.shard, table, info)
+                done += 1
+                task.advance(1)
+    if done != len(shards):
+        raise NoisycleanError(f"{out}: {len(shards) - done} shards were not finished; repeat the command")
+    return samples
+
+
+def _is_done(out: Path, shard: Shard, scorer: str) -> bool:
+    if not part_path(out, shard.name).is_file():
+        return False
+    info = read_part_info(out, shard.name)
+    return info.scorer == scorer and info.source == shard_state(shard)
+
+
+def _claim(out: Path, about: dict[str, object]) -> None:
+    """Make ``out`` the place of these scores, or refuse if it is that of others."""
+    if (out / OUT_FILE).is_file():
+        before = read_out(out)
+        if before["scorer"] != about["scorer"]:
+            raise UsageError(f"{out}: holds scores by another model ({before['model']}); give another folder with -o")
+        if set(before["shards"]) - set(about["shards"]):  # type: ignore[call-overload]
+            raise UsageError(f"{out}: holds scores of other shards; give another folder with -o, or remove this one")
+        about.setdefault("seconds", before.get("seconds"))
+    elif list_parts(out):
+        raise UsageError(f"{out}: holds scores of unknown origin (no {OUT_FILE}); give another folder with -o")
+    write_json(out / OUT_FILE, about)
+
+
+def _bank(encoder: DualEncoder, shards: Sequence[Shard], out: Path, workers: int, progress: Progress) -> ReferenceBank:
+    """The bank of a pretrained encoder, drawn from the corpus, or read back from ``out``."""
+    path = out / BANK_FILE
+    fingerprint = encoder.fingerprint()
+    if path.is_file():
+        return ReferenceBank.load(path, encoder=fingerprint)
+    index = _sample(shards, workers, progress)
+    source = StreamSource(index, encoder.preprocessor, workers=workers)
+    bank = build_bank(encoder, source, np.flatnonzero(index.usable), BANK_SIZE, progress=progress)
+    out.mkdir(parents=True, exist_ok=True)
+    bank.save(path, encoder=fingerprint)
+    return bank
+
+
+def _sample(shards: Sequence[Shard], workers: int, progress: Progress) -> CorpusIndex:
+    """An index of all shards, or of as many as are needed, taken in an order that only their names decide."""
+    from noisyclean.corpus.identity import pair_id
+
+    order = sorted(shards, key=lambda shard: pair_id(shard.name, ""))
+    taken = 16
+    while True:
+        index = index_corpus(order[:taken], workers=workers, progress=progress)
+        if taken >= len(order) or int(index.usable.sum()) >= BANK_SIZE * _DRAW_FROM:
+            return index
+        taken *= 4

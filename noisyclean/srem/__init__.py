@@ -1,0 +1,49 @@
+"""The method as pure tensor functions: no files, no modules, no state.
+
+SREM, "Noisy Correspondence Learning with Self-Reinforcing Errors Mitigation" (Dang, Luo, Jia, Dai, Chang and Wang,
+AAAI 2024, arXiv 2312.16478), is known to this project by its abstract, which fixes the ideas but not the equations.
+Every docstring therefore says of each idea whether it is *stated* (the abstract says so) or *ours* (a reconstruction
+or an addition).
+
+Notation, with B pairs of unit-norm embeddings and temperature τ: s_ij is the cosine similarity of image i and text j,
+z_ij = s_ij/τ their logit, p_ij = softmax over j of z_ij (image i chooses a text) and r_ij = softmax over j of z_ji
+(text i chooses an image). Where ``logits`` are a square matrix they are z: finite, images along dimension 0.
+
+The functions keep the dtype they are given. Half precision is too coarse for a logit of 1/τ = 100: compute in float32,
+outside autocast.
+"""
+
+from noisyclean.srem.bank import PairStatistics, bank_statistics, null_match_scores
+from noisyclean.srem.complementary import complementary_loss, transition_complementary_loss
+from noisyclean.srem.energy import energy, pair_energies
+from noisyclean.srem.entropy import normalised_entropy, swapped_cross_entropy, swapped_weights
+from noisyclean.srem.filtration import agreement, match_score
+from noisyclean.srem.logits import pair_logits
+from noisyclean.srem.objective import (
+    Complementary,
+    EntropyWeighting,
+    SremLoss,
+    srem_loss,
+    weighted_contrastive_loss,
+)
+
+__all__ = [
+    "Complementary",
+    "EntropyWeighting",
+    "PairStatistics",
+    "SremLoss",
+    "agreement",
+    "bank_statistics",
+    "complementary_loss",
+    "energy",
+    "match_score",
+    "normalised_entropy",
+    "null_match_scores",
+    "pair_energies",
+    "pair_logits",
+    "srem_loss",
+    "swapped_cross_entropy",
+    "swapped_weights",
+    "transition_complementary_loss",
+    "weighted_contrastive_loss",
+]

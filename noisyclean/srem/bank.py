@@ -1,0 +1,170 @@
+"""Scoring against a frozen reference bank, so that a pair's score never depends on the batch it came in. *Ours*.
+
+A bank is M pairs. A pair is scored against the bank plus itself: an (M+1)-way classification each way, in which class
+j < M is bank pair j and class M the pair itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noisyclean.srem.entropy import swapped_cross_entropy
+
+
+class PairStatistics(NamedTuple):
+    """What is known of each of B pairs; all float ``[B]``."""
+
+    similarity: Tensor
+    """s = ⟨image, text⟩, in [−1, 1]."""
+    energy_image: Tensor
+    """E_v, of the image over the texts; see :func:`noisyclean.srem.energy`."""
+    energy_text: Tensor
+    """E_t, of the text over the images."""
+    energy: Tensor
+    """(E_v + E_t)/2; higher is more uncertain."""
+    match_score: Tensor
+    """log p + log r at the pair's own class, ≤ 0; see :func:`noisyclean.srem.match_score`."""
+    swapped_entropy: Tensor
+    """H_s over all the classes, ≥ 0; see :func:`noisyclean.srem.swapped_cross_entropy`."""
+
+
+@torch.no_grad()
+def bank_statistics(
+    image: Tensor,
+    text: Tensor,
+    bank_image: Tensor,
+    bank_text: Tensor,
+    temperature: Tensor | float,
+    own: Tensor,
+    *,
+    chunk: int = 1024,
+) -> PairStatistics:
+    """Score B pairs against the bank. *Ours*.
+
+    A pair's statistics depend neither on the other B − 1 pairs nor on the order of the bank, up to the rounding of the
+    matrix product.
+
+    Args:
+        image: float ``[B, d]``, unit-norm rows.
+        text: float ``[B, d]``, unit-norm rows; row i is the text paired with image i.
+        bank_image: float ``[M, d]``, unit-norm rows.
+        bank_text: float ``[M, d]``, unit-norm rows.
+        temperature: τ > 0.
+        own: int64 ``[B]``, the index of each pair in the bank, where it is masked out so that the pair is not its own
+            rival; −1 for a pair that is not in the bank.
+        chunk: how many pairs to score at a time; memory is a few ``[chunk, M]`` matrices.
+
+    Returns:
+        Six float ``[B]``, the dtype of the inputs; no gradient flows through them.
+
+    Raises:
+        ValueError: ``image``, ``text`` and ``own`` do not hold as many pairs, or the bank's two sides do not.
+        IndexError: an index in ``own`` is beyond the bank.
+    """
+    if not len(image) == len(text) == len(own):
+        raise ValueError(f"as many images, texts and bank indices are needed: {len(image)}, {len(text)}, {len(own)}")
+    _require_paired_bank(bank_image, bank_text)
+    chunks = [
+        _chunk_statistics(*pairs, bank_image, bank_text, temperature)
+        for pairs in zip(torch.split(image, chunk), torch.split(text, chunk), torch.split(own, chunk), strict=True)
+    ]
+    return PairStatistics(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+
+
+@torch.no_grad()
+def null_match_scores(
+    bank_image: Tensor, bank_text: Tensor, temperature: Tensor | float, shifts: int, *, chunk: int = 1024
+) -> Tensor:
+    """The match scores of known mismatches: bank images with the texts of other bank pairs. *Ours*.
+
+    Image i is paired with text j = (i + shift) mod M and scored against the bank without pairs i and j, plus itself.
+    Among its candidates the true partners, text i and image j, must be absent, as they are for a mismatch found outside
+    the bank. So the image's logsumexp runs over row i of the bank's own logits without the diagonal entry, and the
+    text's over column j without it: nothing is subtracted, nothing cancels.
+
+    A pair outside the bank has M + 1 candidates, a null pair M − 1. A mismatch's own logit is exchangeable with those
+    of its rivals, so both sums grow as their number of terms: log((M + 1)/(M − 1)) added to the null's two logsumexps
+    makes the two kinds of score comparable.
+
+    Args:
+        bank_image: float ``[M, d]``, unit-norm rows, M ≥ 2.
+        bank_text: float ``[M, d]``, unit-norm rows.
+        temperature: τ > 0.
+        shifts: how many different shifts to take, spread evenly over 1 … M − 1; all M − 1 if more are asked for.
+        chunk: how many bank images to take at a time; memory is a few ``[chunk, M]`` matrices.
+
+    Returns:
+        Float ``[min(shifts, M − 1) · M]``, shift by shift, the dtype of the inputs; no gradient flows through it.
+
+    Raises:
+        ValueError: the bank's two sides do not hold as many pairs, M < 2, or shifts < 1.
+    """
+    _require_paired_bank(bank_image, bank_text)
+    size = len(bank_image)
+    if size < 2:
+        raise ValueError(f"a mismatch needs two bank pairs; the bank holds {size}")
+    if shifts < 1:
+        raise ValueError(f"at least one shift is needed: {shifts}")
+
+    row_lse, column_lse = _off_diagonal_logsumexp(bank_image, bank_text, temperature, chunk)
+    correction = math.log((size + 1) / (size - 1))
+    shifts = min(shifts, size - 1)
+    scores = []
+    for k in range(shifts):
+        # The middles of equal slices of 1 … M − 1, because near-duplicates may lie side by side, one shift apart.
+        shift = 1 + (2 * k + 1) * (size - 1) // (2 * shifts)
+        own_logit = (bank_image * bank_text.roll(-shift, dims=0)).sum(dim=1) / temperature
+        scores.append(2 * (own_logit - correction) - row_lse - column_lse.roll(-shift))
+    return torch.cat(scores)
+
+
+def _chunk_statistics(
+    image: Tensor,
+    text: Tensor,
+    own: Tensor,
+    bank_image: Tensor,
+    bank_text: Tensor,
+    temperature: Tensor | float,
+) -> PairStatistics:
+    similarity = (image * text).sum(dim=1)
+    in_bank = (own >= 0).nonzero().squeeze(1)
+    image_logits = torch.cat([image / temperature @ bank_text.T, similarity[:, None] / temperature], dim=1)
+    text_logits = torch.cat([text / temperature @ bank_image.T, similarity[:, None] / temperature], dim=1)
+    for logits in (image_logits, text_logits):
+        logits[:, :-1][in_bank, own[in_bank]] = -torch.inf
+    log_p, log_r = image_logits.log_softmax(dim=1), text_logits.log_softmax(dim=1)
+    # As log p = s/τ − logsumexp, the energy −τ·logsumexp is τ·log p − s without another pass over the bank. The other
+    # way round, log p = (s + E)/τ would round away what tells the surest pairs, p ≈ 1, from one another.
+    energy_image = temperature * log_p[:, -1] - similarity
+    energy_text = temperature * log_r[:, -1] - similarity
+    return PairStatistics(
+        similarity=similarity,
+        energy_image=energy_image,
+        energy_text=energy_text,
+        energy=(energy_image + energy_text) / 2,
+        match_score=log_p[:, -1] + log_r[:, -1],
+        swapped_entropy=swapped_cross_entropy(log_p, log_r),  # log-probabilities are logits of themselves
+    )
+
+
+def _off_diagonal_logsumexp(
+    image: Tensor, text: Tensor, temperature: Tensor | float, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The logsumexp of every row and of every column of the logits, each without its diagonal entry."""
+    rows = []
+    columns = image.new_full((len(image),), -torch.inf)
+    for start in range(0, len(image), chunk):
+        logits = image[start : start + chunk] @ text.T / temperature
+        logits.diagonal(start).fill_(-torch.inf)
+        rows.append(logits.logsumexp(dim=1))
+        columns = torch.logaddexp(columns, logits.logsumexp(dim=0))
+    return torch.cat(rows), columns
+
+
+def _require_paired_bank(bank_image: Tensor, bank_text: Tensor) -> None:
+    if len(bank_image) != len(bank_text):
+        raise ValueError(f"the bank's images and texts must be as many: {len(bank_image)} and {len(bank_text)}")

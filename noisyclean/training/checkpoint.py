@@ -1,0 +1,50 @@
+"""The state between two epochs, so that an interrupted fit goes on where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noisyclean.errors import UsageError
+from noisyclean.files import replacing
+
+
+class Checkpoint:
+    """One file in RUN, replaced after each epoch and removed when the run is complete.
+
+    ``key`` says what the state belongs to: corpus and recipe. It is read with ``weights_only``, so it runs no code.
+    """
+
+    def __init__(self, out: Path, key: str) -> None:
+        self._path = out / "checkpoint.pt"
+        self._key = key
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint; tensors, numbers, strings, lists and dicts only."""
+        with replacing(self._path) as temporary:
+            torch.save({"key": self._key, **state}, temporary)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last state saved, on the CPU; None if there is none.
+
+        Raises:
+            UsageError: it belongs to another recipe or corpus, or cannot be read.
+        """
+        if not self._path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises pickle, zip and runtime errors of many kinds
+            raise UsageError(f"{self._path}: cannot be read; remove it to start the fit anew") from error
+        if state.get("key") != self._key:
+            raise UsageError(
+                f"{self._path.parent}: holds an unfinished fit of another recipe or corpus; "
+                "give another folder with -o, or remove this one"
+            )
+        return state
+
+    def remove(self) -> None:
+        """Forget the state."""
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,170 @@
+"""Training one fold's model: the optimiser, its schedule and one epoch of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from noisyclean.corpus.source import Batch, PairSource
+from noisyclean.device import choose_dtype
+from noisyclean.encoders import DualEncoder
+from noisyclean.errors import NoisycleanError
+from noisyclean.recipe import ObjectiveRecipe, OptimiserRecipe
+from noisyclean.srem import pair_logits, srem_loss, weighted_contrastive_loss
+
+MAX_LOGIT_SCALE = math.log(100)
+"""open_clip's own bound: τ never falls below 0.01."""
+
+
+@dataclass(frozen=True)
+class EpochMeans:
+    """Means over the steps of an epoch."""
+
+    loss: float
+    contrastive: float
+    complementary: float
+    gradient_norm: float
+
+
+class FoldTrainer:
+    """One fold's encoder with its optimiser; steps through epochs of the pairs it may see."""
+
+    def __init__(
+        self, encoder: DualEncoder, optimiser: OptimiserRecipe, objective: ObjectiveRecipe, *, steps: int
+    ) -> None:
+        """``steps`` is the number of steps of the whole training, over which the learning rate runs its course."""
+        self.encoder = encoder
+        self.recipe = optimiser
+        self.objective = objective
+        self.steps = max(steps, 1)
+        self.step = 0
+        self.optimiser = torch.optim.AdamW(
+            _parameter_groups(encoder.model, optimiser.weight_decay), lr=optimiser.learning_rate, fused=True
+        )
+        self.dtype = choose_dtype(optimiser.precision, encoder.device)
+        # Only float16 can overflow or vanish; bfloat16 has float32's range.
+        self.scaler = torch.amp.GradScaler(encoder.device.type, enabled=self.dtype is torch.float16)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the current step: linear warm-up, then half a cosine down to zero."""
+        warmup = self.recipe.warmup * self.steps
+        if self.step < warmup:
+            return self.recipe.learning_rate * (self.step + 1) / (warmup + 1)
+        progress = (self.step - warmup) / max(self.steps - warmup, 1)
+        return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    def train_epoch(
+        self,
+        source: PairSource,
+        rows: NDArray[np.int64],
+        weights: Tensor | None,
+        *,
+        seed: int,
+        on_step: Callable[[int, float], None],
+    ) -> EpochMeans:
+        """One pass over ``rows`` in an order drawn from ``seed``.
+
+        Args:
+            weights: (N,) float32 over the whole index, how clean each pair is held to be; None: all count as clean.
+            on_step: called after each step with its number of pairs and its loss.
+
+        Raises:
+            NoisycleanError: the loss is no longer finite.
+        """
+        self.encoder.model.train()
+        generator = torch.Generator().manual_seed(seed)
+        totals = torch.zeros(4, dtype=torch.float64)
+        steps = 0
+        for batch in source.batches(rows, self.recipe.batch_size, shuffle=seed):
+            # A handful of left-over pairs would be a classification among too few; they have their turn next epoch.
+            if len(batch) < self.recipe.batch_size // 2 and steps:
+                continue
+            figures = self._step(shift_pictures(batch, self.recipe.shift, generator), weights)
+            if not math.isfinite(figures[0]):
+                raise NoisycleanError(
+                    f"the loss became {figures[0]} at step {self.step}; lower optimiser.learning_rate and fit again"
+                )
+            totals += torch.tensor(figures, dtype=torch.float64)
+            steps += 1
+            on_step(len(batch), figures[0])
+        return EpochMeans(*(totals / max(steps, 1)).tolist())
+
+    def _step(self, batch: Batch, weights: Tensor | None) -> tuple[float, float, float, float]:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate
+        with torch.autocast(self.encoder.device.type, self.dtype, enabled=self.dtype is not None):
+            image = self.encoder.encode_image(batch.pixels)
+            text = self.encoder.encode_text(batch.tokens)
+        logits = pair_logits(image.float(), text.float(), self.encoder.temperature)
+        loss = srem_loss(
+            logits,
+            None if weights is None else weights[batch.rows].to(logits.device),
+            complementary_weight=self.objective.complementary_weight,
+            similarity_bias=self.objective.complementary_bias,
+            entropy_weighting=self.objective.entropy_weighting,
+        )
+        self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimiser)
+        norm = nn.utils.clip_grad_norm_(self.encoder.model.parameters(), self.recipe.gradient_clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.encoder.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)  # type: ignore[operator]
+        self.step += 1
+        return loss.total.item(), loss.contrastive.item(), loss.complementary.item(), norm.item()
+
+    def holdout_loss(self, source: PairSource, rows: NDArray[np.int64]) -> float | None:
+        """Mean InfoNCE of pairs no model trains on, noise and all; None if there are too few for one batch."""
+        losses = []
+        with self.encoder.inference():
+            for batch in source.batches(rows, self.recipe.batch_size):
+                if len(batch) == self.recipe.batch_size:
+                    image = self.encoder.encode_image(batch.pixels).float()
+                    text = self.encoder.encode_text(batch.tokens).float()
+                    losses.append(weighted_contrastive_loss(pair_logits(image, text, self.encoder.temperature)).item())
+        return float(np.mean(losses)) if losses else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed training needs, tensors and numbers only."""
+        return {
+            "model": self.encoder.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.encoder.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+
+
+def shift_pictures(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:
+    """Move each picture by up to ``pixels`` in either direction, its edge repeated: a mild augmentation."""
+    if pixels == 0:
+        return batch
+    count, height, width, _ = batch.pixels.shape
+    down, right = torch.randint(-pixels, pixels + 1, (2, count, 1), generator=generator)
+    y = (torch.arange(height) + down).clamp_(0, height - 1)
+    x = (torch.arange(width) + right).clamp_(0, width - 1)
+    moved = batch.pixels[torch.arange(count)[:, None, None], y[:, :, None], x[:, None, :]]
+    return Batch(batch.rows, moved, batch.tokens)
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    # As open_clip trains: gains, biases and the temperature are not decayed.
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in named if parameter.ndim >= 2 and "logit_scale" not in name]
+    others = [parameter for name, parameter in named if parameter.ndim < 2 or "logit_scale" in name]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
