@@ -157,7 +157,7 @@ def create_encoder(
     """
     try:
         config = open_clip.get_model_config(name)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError) as error:  # the last: JSON, but no mapping
         raise UsageError(f"{name}: cannot read the model's configuration ({error})") from error
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), 1)

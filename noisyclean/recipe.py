@@ -138,8 +138,10 @@ def _find(name: str) -> Path:
     path = _home() / f"{name}.yaml"
     if not path.is_file():
         near = difflib.get_close_matches(name, recipe_names(), 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipe_names())}"
-        raise UsageError(f"{name}: no such recipe; {hint} A file of your own is given by its path, ending in .yaml")
+        hint = (
+            f"did you mean {near[0]}?" if near else f"there are {', '.join(recipe_names())}, and files ending in .yaml"
+        )
+        raise UsageError(f"{name}: no such recipe; {hint}")
     return path
 
 

@@ -1,18 +1,27 @@
-"""Small shards made on the fly."""
+"""Small shards and simulated scores, made on the fly."""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image
 
+from noisyclean.calibration import p_values
+from noisyclean.corpus.identity import pair_id
 from noisyclean.corpus.locate import Shard
 from noisyclean.corpus.shards import Sample, ShardReader
+from noisyclean.files import write_json
+from noisyclean.manifest.parts import PartInfo, write_part
+from noisyclean.manifest.schema import PART_SCHEMA, STATISTICS
+from noisyclean.manifest.splitting import OUT_FILE
 
 Members = Mapping[str, bytes]
 
@@ -57,3 +66,67 @@ def read_tar(path: Path) -> list[Sample]:
     samples = list(reader)
     assert reader.damage is None
     return samples
+
+
+def encode_noise(seed: int, size: tuple[int, int] = (24, 20), image_format: str = "PNG") -> bytes:
+    """A picture of random pixels, unlike that of any other seed."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def simulate_scores(
+    pairs: int, noise: float, seed: int, *, separation: float = 4.0, null_pairs: int = 4000
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Pairs of which ``noise`` are mismatched: N(0, 1) scores for those, N(separation, 1) for the others.
+
+    Returns:
+        Whether each pair matches, its score, and its p-value under a null of ``null_pairs`` scores.
+    """
+    random = np.random.default_rng(seed)
+    matched = random.random(pairs) >= noise
+    score = random.normal(size=pairs) + separation * matched
+    return matched, score, p_values(score, np.sort(random.normal(size=null_pairs)))
+
+
+def write_scores(
+    out: Path, parts: Mapping[str, Mapping[str, Sequence[Any] | NDArray[Any]]], *, null_pairs: int = 4000
+) -> Path:
+    """Make an OUT folder as ``score`` leaves it before the split.
+
+    Args:
+        parts: shard → columns; ``p_value`` is needed. A row with a ``fault`` has no scores. Other columns are made up.
+    """
+    for shard, columns in parts.items():
+        write_part(out, shard, _scored_rows(shard, columns), PartInfo("scorer", "source"))
+    write_json(out / OUT_FILE, {"shards": sorted(parts), "null_pairs": null_pairs, "scorer": "scorer", "model": "m"})
+    return out
+
+
+def _scored_rows(shard: str, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pa.Table:
+    rows = len(columns["p_value"])
+    faults = list(columns.get("fault", [None] * rows))
+    random = np.random.default_rng(abs(pair_id(shard, "")))
+    made_up: dict[str, Any] = {
+        "key": [f"{i:05d}" for i in range(rows)],
+        "shard": [shard] * rows,
+        "index": range(rows),
+        "caption": [f"caption {i}" for i in range(rows)],
+        "width": [8] * rows,
+        "fold": np.zeros(rows),
+        **{name: random.normal(size=rows) for name in STATISTICS},
+        "match_score": -np.asarray(columns["p_value"], np.float64),
+    }
+    given = {**made_up, **columns, "fault": faults}
+    unreadable = np.array([fault is not None for fault in faults], np.bool_)
+    arrays = []
+    for one in PART_SCHEMA:
+        values = given.get(one.name, [None] * rows)
+        measured = one.name in {*STATISTICS, "p_value", "fold"}
+        arrays.append(
+            pa.array(np.asarray(values), mask=unreadable).cast(one.type, safe=False)
+            if measured
+            else pa.array(list(values), one.type)
+        )
+    return pa.table(arrays, schema=PART_SCHEMA)

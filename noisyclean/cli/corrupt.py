@@ -23,10 +23,9 @@ def corrupt(
 ) -> None:
     """Plant known noise in a copy of the shards, with the truth beside it.
 
+    \b
     Examples:
-
       noisyclean corrupt shards/ -o noisy/ --rate 0.2
-
       noisyclean corrupt 'shards/{00000..00099}.tar' -o hard/ --rate 0.4 --protocol hard --seed 1
     """
     from rich.markup import escape

@@ -20,10 +20,9 @@ def inspect(
 ) -> None:
     """Say what is in the shards: counts, sizes, captions, unreadable samples. Needs no model.
 
+    \b
     Examples:
-
       noisyclean inspect shards/
-
       noisyclean inspect 's3://bucket/shards/{00000..00099}.tar' --json
     """
     from rich import box

@@ -33,22 +33,38 @@ class Manifest:
 
     @property
     def summary(self) -> Summary:
-        """``summary.json``."""
-        values = json.loads((self.out / SUMMARY_FILE).read_text(encoding="utf-8"))
-        return Summary(**{**values, "noise_interval": tuple(values["noise_interval"])})
+        """``summary.json``.
+
+        Raises:
+            UsageError: it is missing or broken.
+        """
+        path = self.out / SUMMARY_FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return Summary(**{**values, "noise_interval": tuple(values["noise_interval"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"{path}: missing or broken; `noisyclean split {self.out}` writes it anew") from error
 
     def table(self, *splits: str, columns: list[str] | None = None) -> pa.Table:
-        """The rows of the named splits (none named: of all) with a ``split`` column, in no particular order."""
+        """The rows of the named splits (none named: of all) with a ``split`` column, in no particular order.
+
+        Raises:
+            UsageError: there is no such split or column.
+        """
         parts = []
+        schema = MANIFEST_SCHEMA.append(pa.field("split", pa.string()))
+        for column in columns or []:
+            if column not in schema.names:
+                raise UsageError(f"{column}: no such column; there are {', '.join(schema.names)}")
+        wanted = None if columns is None else [one for one in columns if one != "split"]
         for name in splits or SPLITS:
             if name not in SPLITS:
                 raise UsageError(f"{name}: no such split; there are {', '.join(SPLITS)}")
-            wanted = None if columns is None else [one for one in columns if one != "split"]
             for path in sorted((self.out / MANIFEST / f"split={name}").rglob("*.parquet")):
                 part = pq.read_table(path, columns=wanted, partitioning=None)
                 parts.append(part.append_column("split", pa.repeat(name, part.num_rows)))
         if not parts:
-            return MANIFEST_SCHEMA.append(pa.field("split", pa.string())).empty_table()
+            return schema.empty_table().select(schema.names if wanted is None else [*wanted, "split"])
         return pa.concat_tables(parts)
 
     def pairs(self, *splits: str, columns: list[str] | None = None) -> pd.DataFrame:

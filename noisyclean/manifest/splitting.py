@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from noisyclean.calibration import NoiseRate, match_probability, noise_rate, q_values
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.files import replacing, write_json
-from noisyclean.manifest.parts import list_parts, read_part, read_part_info
+from noisyclean.manifest.parts import list_parts, part_path, read_part, read_part_info
 from noisyclean.manifest.schema import (
     CLEAN,
     HIGHER_IS_BETTER,
@@ -135,7 +135,7 @@ def split(
         fdr, keep, min_score, by: see :class:`SplitRule`; nothing given: ``fdr`` 0.05.
 
     Raises:
-        UsageError: OUT holds no scores, or the rule makes no sense.
+        UsageError: OUT holds no scores, or scores by different models, or the rule makes no sense.
         NoisycleanError: the rows written do not add up to the samples scored.
     """
     out = Path(out)
@@ -148,6 +148,10 @@ def split(
             f"{out}: {len(missing)} of {len(run['shards'])} shards are not scored yet (the first: {missing[0]}); "
             "repeat the `noisyclean score` command to finish"
         )
+    for shard in shards:
+        if read_part_info(out, shard).scorer != run["scorer"]:
+            path = part_path(out, shard)
+            raise UsageError(f"{path}: scored by another model than {out} is of; remove it and score the shard again")
     columns = _read_columns(out, shards)
     noise = noise_rate(columns.p, null_pairs=run["null_pairs"])
     verdict = decide(columns, noise, rule)
@@ -166,7 +170,7 @@ def split(
             for name, part in rows.items():
                 sizes[name] += part.num_rows
                 reasons.update(part["reason"].to_pylist())
-                with replacing(building / f"split={name}" / f"{shard}.parquet") as temporary:
+                with replacing(building / f"split={name}" / f"{_plain(shard)}.parquet") as temporary:
                     pq.write_table(part, temporary, compression="zstd")
             task.advance()
     total = columns.samples
@@ -208,7 +212,9 @@ def read_out(out: Path) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         values["shards"], values["null_pairs"], values["scorer"]
     except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path}: not written by this version of noisyclean; score again into another OUT") from error
+        raise UsageError(
+            f"{path}: not the record of a scored corpus; name the folder that `noisyclean score` wrote"
+        ) from error
     return values
 
 
@@ -235,14 +241,14 @@ class Verdict:
     """The conclusions on every readable pair; (N,) each.
 
     Attributes:
-        q_value, match_probability: float64 in [0, 1].
+        q_value, match_probability: float32 in [0, 1].
         rank: int64, 1 = cleanest.
         split: object array of split names.
         reason: object array of words.
     """
 
-    q_value: NDArray[np.float64]
-    match_probability: NDArray[np.float64]
+    q_value: NDArray[np.float32]
+    match_probability: NDArray[np.float32]
     rank: NDArray[np.int64]
     split: NDArray[np.object_]
     reason: NDArray[np.object_]
@@ -251,8 +257,9 @@ class Verdict:
 def decide(columns: Columns, noise: NoiseRate, rule: SplitRule) -> Verdict:
     """Apply the three-way rule to all readable pairs."""
     p = columns.p
-    q = q_values(p, noise.estimate)
-    probability = match_probability(p, noise.estimate)
+    # In the precision they are written in, so that the rule can be checked (and redrawn) from the manifest.
+    q = q_values(p, noise.estimate).astype(np.float32)
+    probability = match_probability(p, noise.estimate).astype(np.float32)
     # Pairs above the whole null share the smallest p-value; their match scores still order them.
     order = np.lexsort((-columns.values["match_score"], p))
     rank = np.empty(len(p), np.int64)
@@ -285,6 +292,11 @@ def decide(columns: Columns, noise: NoiseRate, rule: SplitRule) -> Verdict:
             clean &= ~extreme
     split_[clean], reason[clean] = CLEAN, why
     return Verdict(q, probability, rank, split_, reason)
+
+
+def _plain(shard: str) -> str:
+    # A folder called lang=en would be taken for one more column of the hive layout.
+    return shard.replace("=", "%3D")
 
 
 def _read_columns(out: Path, shards: list[str]) -> Columns:

@@ -230,4 +230,4 @@ def build_bank(
     drawn = draw_bank_rows(source.index.pair, candidates, size)
     with progress.task("embedding the reference bank", len(drawn), "pairs") as task:
         rows, image, text = embed(encoder, source, drawn, on_batch=task.advance)
-    return ReferenceBank.build(source.index.pair[rows], image, text, float(encoder.temperature))
+    return ReferenceBank.build(source.index.pair[rows], image, text, encoder.temperature.item())

@@ -49,7 +49,7 @@ def refilter(
     rows, image, text = embed(encoder, source, unseen, on_batch=on_batch)
     ids = source.index.pair
     chosen = np.isin(rows, draw_bank_rows(ids, rows, bank_size))
-    bank = ReferenceBank.build(ids[rows[chosen]], image[chosen], text[chosen], float(encoder.temperature))
+    bank = ReferenceBank.build(ids[rows[chosen]], image[chosen], text[chosen], encoder.temperature.item())
     p = bank.p_values(bank.score(image, text, ids[rows]).match_score.cpu().numpy())
     noise = noise_rate(p, null_pairs=len(bank))
     return Filtered(rows, match_probability(p, noise.estimate).astype(np.float32), noise)

@@ -234,7 +234,7 @@ class _CrossFit:
             "complementary": means.complementary,
             "gradient_norm": means.gradient_norm,
             "holdout_loss": trainer.holdout_loss(self.source, self.held_out),
-            "temperature": float(trainer.encoder.temperature),
+            "temperature": trainer.encoder.temperature.item(),
             "learning_rate": trainer.learning_rate,
             "mean_weight": 1.0 if self.weights is None else float(self.weights[torch.from_numpy(rows)].mean()),
             "seconds": round(seconds, 3),

@@ -100,10 +100,8 @@ OUTLINES: dict[str, Outline] = {
     "crescent": _outline(_ellipse(0.95, 0.95), holes=(_ellipse(0.8, 0.8, 0.45),)),
     "ring": _outline(_ellipse(0.95, 0.95), holes=(_ellipse(0.55, 0.55),)),
     "cross": _outline(_box(-0.28, -0.95, 0.28, 0.95), _box(-0.95, -0.28, 0.95, 0.28)),
-    "hexagon": _outline(_spokes(6, 1)),
     "diamond": _outline(_polygon((0, -1), (0.62, 0), (0, 1), (-0.62, 0))),
     "arrow": _outline(_box(-1, -0.2, 0.2, 0.2), _polygon((0.1, -0.65), (1, 0), (0.1, 0.65))),
-    "oval": _outline(_ellipse(1.0, 0.55)),
     "house": _outline(
         _box(-0.65, -0.15, 0.65, 0.8),
         _polygon((0, -1), (0.95, -0.1), (-0.95, -0.1)),
@@ -172,9 +170,9 @@ def _mask(figure: Figure, transform: Floats, centre: tuple[float, float], shape:
 def _second_tone(tone: Floats, colour: str) -> Floats:
     """The other tone of a texture: one that leaves the named colour recognisable."""
     if tone.mean() <= 120:
-        return tone + 0.5 * (255 - tone)
+        return tone + 0.4 * (255 - tone)
     # White must not become grey.
-    return tone * (0.68 if colour == "white" else 0.55)
+    return tone * (0.72 if colour == "white" else 0.62)
 
 
 def _soft_step(wave: Floats) -> Floats:

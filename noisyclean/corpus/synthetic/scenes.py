@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 SHAPES = (
     "circle", "square", "triangle", "star", "heart", "crescent", "ring", "cross",
-    "hexagon", "diamond", "arrow", "oval", "house", "tree", "fish", "flower",
+    "diamond", "arrow", "house", "tree", "fish", "flower",
 )  # fmt: skip
 
 COLOURS: dict[str, Rgb] = {
@@ -25,15 +25,13 @@ COLOURS: dict[str, Rgb] = {
     "blue": (35, 80, 210),
     "purple": (125, 45, 165),
     "pink": (250, 140, 190),
-    "brown": (120, 72, 35),
     "black": (20, 20, 22),
     "white": (248, 248, 248),
-    "grey": (135, 135, 138),
     "turquoise": (45, 195, 190),
 }
 
 # Radius of a figure, as a fraction of the picture's shorter side.
-SIZES: dict[str, tuple[float, float]] = {"small": (0.13, 0.15), "medium": (0.20, 0.23), "large": (0.30, 0.34)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.15, 0.17), "medium": (0.22, 0.26), "large": (0.33, 0.38)}
 
 TEXTURES = ("plain", "striped", "dotted", "checked")
 
@@ -138,7 +136,7 @@ def pick(rng: np.random.Generator, items: Sequence[_T]) -> _T:
 
 def sample_scene(rng: np.random.Generator) -> Scene:
     """A random scene. Its figures differ in shape and in colour, so that a caption can tell them apart."""
-    count = pick(rng, (1, 1, 1, 1, 1, 1, 2, 2, 2, 3))
+    count = pick(rng, (1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3))
     background = _sample_background(rng)
     aspect = _ASPECTS[0] if rng.random() < 0.7 else pick(rng, _ASPECTS[1:])
     traits = zip(
@@ -195,9 +193,9 @@ def _distinct(rng: np.random.Generator, items: Sequence[_T], count: int) -> list
 
 def _sample_background(rng: np.random.Generator) -> Background:
     lot = rng.random()
-    if lot < 0.3:
+    if lot < 0.45:
         return Background("plain", (pick(rng, tuple(COLOURS)),))
-    if lot < 0.38:
+    if lot < 0.65:
         top = pick(rng, tuple(COLOURS))
         return Background("gradient", (top, pick(rng, [c for c in COLOURS if distinct_colours(c, top)])))
     return Background(pick(rng, tuple(SCENERIES)))
@@ -206,14 +204,14 @@ def _sample_background(rng: np.random.Generator) -> Background:
 def _sample_sizes(rng: np.random.Generator, count: int) -> list[str]:
     sizes = [pick(rng, ("small", "medium", "medium")) for _ in range(count)]
     # Beside a large figure there is no room for another.
-    return ["large"] if count == 1 and rng.random() < 0.5 else sizes
+    return ["large"] if count == 1 and rng.random() < 0.6 else sizes
 
 
 def _sample_figure(
     rng: np.random.Generator, shape: str, colour: str, size: str, place: str, aspect: tuple[float, float]
 ) -> Figure:
     # On a small figure a pattern would be finer than the pixels.
-    texture = "plain" if size == "small" or rng.random() < 0.6 else pick(rng, TEXTURES[1:])
+    texture = "plain" if size == "small" or rng.random() < 0.65 else pick(rng, TEXTURES[1:])
     radius = rng.uniform(*SIZES[size])
     # A figure stays inside the picture, whose sides are longer than 1 where the aspect says so.
     x, y = (

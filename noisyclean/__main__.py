@@ -1,0 +1,6 @@
+"""``python -m noisyclean``."""
+
+from noisyclean.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""``noisyclean demo``: the whole main job, on a corpus it makes itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisyclean.cli.options import AsJson
+
+
+def demo(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where everything is put.")] = Path(
+        "noisyclean-demo"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Make a corpus with known noise, fit, score, and compare with the truth. Takes about two minutes on two cores.
+
+    \b
+    Examples:
+      noisyclean demo
+      noisyclean demo /tmp/demo --json
+    """
+    from rich.markup import escape
+
+    from noisyclean.cli.console import console, print_json, progress_bar
+    from noisyclean.cli.evaluation import print_evaluation
+    from noisyclean.cli.summary import print_summary
+    from noisyclean.evaluation.demo import demo as run
+
+    with progress_bar() as progress:
+        done = run(directory, progress=progress)
+    if as_json:
+        print_json({**done.evaluation.to_dict(), "seconds": round(done.seconds, 1)})
+        return
+    print_summary(done.summary, done.out)
+    console.out.print("\nAgainst the truth, which neither fit nor score has seen:")
+    print_evaluation(done.evaluation)
+    console.out.print(escape(f"Shards:   {done.shards}  (the truth: {done.truth})"))
+    console.out.print(escape(f"Run:      {done.run}"))
+    console.out.print(f"Done in {done.seconds:,.0f} s")

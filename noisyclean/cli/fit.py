@@ -1,0 +1,58 @@
+"""``noisyclean fit``: train encoders that do not learn the mismatches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisyclean.cli.options import AsJson, Device, Shards
+
+
+def fit(
+    shards: Shards,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The RUN folder to write.")] = Path("noisyclean-run"),
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="A recipe's name (icons, cpu, gpu …) or a YAML file.  [default: chosen for corpus and device]",
+            show_default=False,
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."),
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train encoders with SREM, cross-fitted: no pair is judged by a model that learned it.
+
+    Interrupted, it goes on from the last epoch when the same command is repeated.
+
+    \b
+    Examples:
+      noisyclean fit shards/
+      noisyclean fit 'shards/{00000..00099}.tar' -o run -r gpu --set optimiser.epochs=5
+    """
+    from dataclasses import asdict
+
+    from rich.markup import escape
+
+    from noisyclean.cli.console import console, print_json, progress_bar
+    from noisyclean.training.fit import fit as train
+
+    with progress_bar() as progress:
+        record = train(shards, out=out, recipe=recipe, overrides=set_ or (), device=device, progress=progress)
+    if as_json:
+        print_json(asdict(record))
+        return
+    console.out.print(f"Fitted {len(record.folds)} folds on {record.pairs:,} pairs in {record.seconds:,.0f} s")
+    for shard, damage in record.damaged_shards.items():
+        console.out.print(escape(f"  shard {shard}: {damage}"))
+    console.out.print(escape(f"Run:  {out}"))
+    where = "" if out == Path("noisyclean-run") else f" -m {out}"
+    console.out.print(escape(f"Next: noisyclean score{where}"))

@@ -1,0 +1,48 @@
+"""The closing table of a scored corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from noisyclean.cli.console import console
+from noisyclean.manifest.schema import SPLITS
+from noisyclean.manifest.splitting import MANIFEST, SUMMARY_FILE, Summary
+
+_LISTED = 8
+
+
+def print_summary(summary: Summary, out: Path) -> None:
+    """Counts, the estimated mismatch rate, and where to look."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("split")
+    table.add_column("pairs", justify="right")
+    table.add_column("share", justify="right")
+    for name in SPLITS:
+        count = getattr(summary, name)
+        table.add_row(name, f"{count:,}", f"{count / summary.pairs:.1%}" if summary.pairs else "–")
+    table.add_section()
+    table.add_row("all", f"{summary.pairs:,}", "")
+    console.out.print(table)
+
+    low, high = summary.noise_interval
+    console.out.print(
+        f"Estimated mismatch rate: [bold]{summary.estimated_noise:.1%}[/] (95 % interval {low:.1%} to {high:.1%})"
+    )
+    if summary.target_fdr is not None:
+        console.out.print(f"Mismatch rate asked of the clean part: {summary.target_fdr:.1%}")
+    else:
+        console.out.print(f"Expected mismatch rate of the clean part: {summary.expected_clean_noise:.1%}")
+    reasons = list(summary.reasons.items())
+    console.out.print("Reasons: " + escape("; ".join(f"{count:,} {reason}" for reason, count in reasons[:_LISTED])))
+    if len(reasons) > _LISTED:
+        console.out.print(f"  and {len(reasons) - _LISTED} more, in {SUMMARY_FILE}")
+    for shard, damage in list(summary.damaged_shards.items())[:_LISTED]:
+        console.out.print(escape(f"Shard {shard}: {damage}"))
+    if summary.seconds:
+        console.out.print(f"Scored in {summary.seconds:,.1f} s, {summary.pairs_per_second:,.0f} pairs/s")
+    console.out.print(escape(f"Manifest: {out / MANIFEST}"))
+    console.out.print(escape(f"Summary:  {out / SUMMARY_FILE}"))

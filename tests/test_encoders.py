@@ -1,0 +1,239 @@
+"""Encoders: what open_clip computes, to the last bit that matters, and files that open_clip can load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors.torch import save_file
+
+import noisyclean
+from noisyclean.encoders import CONFIG_FILE, WEIGHTS_FILE, DualEncoder, create_encoder, load_encoder
+from noisyclean.errors import UsageError
+
+CONFIGS = sorted(path.stem for path in (Path(noisyclean.__file__).parent / "encoder_configs").glob("*.json"))
+CAPTIONS = ["a dog", "", "Two  red CIRCLES &amp; a square", "日本語 🙂", "word " * 3000]
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (50, 40), seed: int = 0) -> Image.Image:
+    """Smooth blobs, so that resizing makes a difference at every pixel."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def embed(encoder: DualEncoder, pictures: list[Image.Image], captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels = torch.from_numpy(np.stack([encoder.preprocessor.pixels(one) for one in pictures]))
+    with encoder.inference():
+        return encoder.encode_image(pixels), encoder.encode_text(encoder.preprocessor.tokens(captions))
+
+
+def embed_with_open_clip(
+    name: str, pictures: list[Image.Image], captions: list[str], **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    model, _, preprocess = open_clip.create_model_and_transforms(name, **options)
+    model.eval()
+    with torch.inference_mode():
+        image = model.encode_image(torch.stack([preprocess(one) for one in pictures]), normalize=True)
+        return image, model.encode_text(open_clip.get_tokenizer(name)(captions), normalize=True)
+
+
+def assert_same(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, encoder: DualEncoder) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    encoder.save(folder)
+    return folder
+
+
+class TestArithmetic:
+    @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1"])
+    @pytest.mark.parametrize("size", [(32, 32), (50, 40), (31, 200), (200, 33), (5, 5), (1, 1)])
+    def test_pixels_are_open_clips(self, encoder: DualEncoder, mode: str, size: tuple[int, int]) -> None:
+        one = picture(mode, size)
+        pixels = encoder.preprocessor.pixels(one)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (*encoder.image_size, 3) == (32, 32, 3)
+        preprocess = image_transform_v2(PreprocessCfg(size=32), is_train=False)
+        with encoder.inference():
+            expected = encoder.model.encode_image(preprocess(one)[None], normalize=True)  # type: ignore[operator]
+            found = encoder.encode_image(torch.from_numpy(pixels)[None])
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+    def test_embeddings_have_unit_norm(self, encoder: DualEncoder) -> None:
+        for one in embed(encoder, [picture(seed=i) for i in range(3)], CAPTIONS):
+            torch.testing.assert_close(one.norm(dim=1), torch.ones(len(one)))
+
+    def test_inference_comes_and_goes(self) -> None:
+        made = create_encoder("noisyclean-tiny", image_size=32)
+        made.model.train()
+        pixels = torch.from_numpy(np.stack([made.preprocessor.pixels(picture(seed=i)) for i in range(4)]))
+        with made.inference():
+            assert not made.model.training
+            assert not made.encode_image(pixels).requires_grad
+        assert made.model.training
+        assert made.encode_image(pixels).requires_grad
+        assert made.encode_text(made.preprocessor.tokens(CAPTIONS)).requires_grad
+        assert made.temperature.requires_grad
+
+
+class TestFiles:
+    def test_open_clip_loads_what_was_saved(self, encoder: DualEncoder, saved: Path) -> None:
+        pictures = [picture(mode, seed=i) for i, mode in enumerate(["RGB", "L", "RGBA"])]
+        expected = embed_with_open_clip(f"local-dir:{saved}", pictures, CAPTIONS)
+        assert_same(embed(encoder, pictures, CAPTIONS), expected)
+
+    def test_round_trip(self, encoder: DualEncoder, saved: Path) -> None:
+        for spec in (str(saved), f"local-dir:{saved}"):
+            again = load_encoder(spec)
+            assert again.fingerprint() == encoder.fingerprint()
+            assert json.dumps(again.config) == json.dumps(encoder.config)
+            assert again.temperature.item() == pytest.approx(0.05)
+            tokens = again.preprocessor.tokens(CAPTIONS)
+            assert torch.equal(tokens, encoder.preprocessor.tokens(CAPTIONS))
+            assert torch.equal(tokens, open_clip.get_tokenizer(f"local-dir:{saved}")(CAPTIONS))
+
+    @pytest.mark.parametrize(
+        "preprocess",
+        [
+            {"resize_mode": "squash"},
+            {"resize_mode": "longest", "fill_color": 128},
+            {"interpolation": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.125]},
+        ],
+    )
+    def test_preprocessing_of_the_file_is_kept(self, tmp_path: Path, saved: Path, preprocess: dict[str, Any]) -> None:
+        config = json.loads((saved / CONFIG_FILE).read_text())
+        config["preprocess_cfg"] |= preprocess
+        (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+        (tmp_path / WEIGHTS_FILE).hardlink_to(saved / WEIGHTS_FILE)
+        loaded = load_encoder(str(tmp_path))
+        assert loaded.config["preprocess_cfg"].items() >= preprocess.items()
+        pictures = [picture(size=(60, 40)), picture(size=(20, 70))]
+        assert_same(
+            embed(loaded, pictures, CAPTIONS), embed_with_open_clip(f"local-dir:{tmp_path}", pictures, CAPTIONS)
+        )
+
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    def test_weights_file_of_a_named_architecture(self, tmp_path: Path, suffix: str) -> None:
+        made = create_encoder("noisyclean-tiny")
+        path = tmp_path / f"epoch_5{suffix}"
+        if suffix == ".pt":  # as open_clip's training writes checkpoints
+            state = {f"module.{name}": tensor for name, tensor in made.model.state_dict().items()}
+            torch.save({"epoch": 5, "state_dict": state}, path)
+        else:
+            save_file(made.model.state_dict(), path)
+        assert load_encoder(f"noisyclean-tiny/{path}").fingerprint() == made.fingerprint()
+
+    def test_weights_file_of_one_of_open_clips_architectures(self, tmp_path: Path) -> None:
+        path = tmp_path / "weights.safetensors"
+        model = open_clip.create_model("ViT-S-32-alt")
+        with torch.no_grad():
+            model.logit_scale.fill_(4.0)
+        save_file(model.state_dict(), path)
+        loaded = load_encoder(f"ViT-S-32-alt/{path}")
+        assert loaded.temperature.item() == pytest.approx(np.exp(-4.0))
+        expected = embed_with_open_clip("ViT-S-32-alt", [picture()], CAPTIONS, pretrained=str(path))
+        assert_same(embed(loaded, [picture()], CAPTIONS), expected)
+        path.unlink()  # 170 MB, which pytest would keep
+
+
+class TestFingerprint:
+    def test_changes_with_any_weight(self, saved: Path) -> None:
+        one = load_encoder(str(saved))
+        before = one.fingerprint()
+        for parameter in list(one.model.parameters())[::7]:
+            with torch.no_grad():
+                parameter.view(-1)[-1] += 1e-3
+            after = one.fingerprint()
+            assert after != before
+            before = after
+
+    def test_changes_with_the_configuration(self, encoder: DualEncoder) -> None:
+        config = {**encoder.config, "preprocess_cfg": {**encoder.config["preprocess_cfg"], "mean": [0.5, 0.5, 0.5]}}
+        other = DualEncoder(encoder.model, config, encoder.preprocessor.tokenizer)
+        assert other.fingerprint() != encoder.fingerprint()
+
+
+class TestMaking:
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_noisycleans_own_architectures(self, name: str) -> None:
+        made = create_encoder(name)
+        image, text = embed(made, [picture()], CAPTIONS)
+        assert image.shape == (1, made.config["model_cfg"]["embed_dim"])
+        assert text.shape == (len(CAPTIONS), image.shape[1])
+
+    def test_seed_decides_the_weights(self) -> None:
+        made = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            made.append(create_encoder("noisyclean-tiny", image_size=32).fingerprint())
+        assert made[0] == made[1] != made[2]
+
+    def test_overrides_are_kept_in_the_file(self, tmp_path: Path) -> None:
+        create_encoder("noisyclean-tiny", image_size=64, context_length=9, temperature=0.2).save(tmp_path)
+        again = load_encoder(str(tmp_path))
+        assert again.image_size == (64, 64)
+        assert again.preprocessor.tokens(["a dog"]).shape == (1, 9)
+        assert again.temperature.item() == pytest.approx(0.2)
+
+    def test_making_is_silent(self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+        create_encoder("noisyclean-tiny", image_size=32)
+        assert capfd.readouterr() == ("", "")
+        assert not caplog.records
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            ("ViT-B-32", r"^ViT-B-32: .* such as ViT-B-32/laion2b_s34b_b79k"),
+            ("noisyclean-tinny/weights.pt", "no such model; did you mean noisyclean-tiny"),
+            ("noisyclean-tiny/no-such-tag", "noisyclean-tiny/no-such-tag: cannot load the weights"),
+            ("noisyclean-tiny/missing/weights.pt", "missing/weights.pt: cannot load the weights"),
+            ("local-dir:nowhere", f"nowhere: no {CONFIG_FILE}"),
+        ],
+    )
+    def test_unusable_specs(self, spec: str, message: str) -> None:
+        with pytest.raises(UsageError, match=message) as caught:
+            load_encoder(spec)
+        assert "\n" not in str(caught.value)
+
+    def test_unknown_name(self) -> None:
+        with pytest.raises(UsageError, match="xyzzy: no such model"):
+            create_encoder("xyzzy")
+
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    @pytest.mark.parametrize("what", ["garbage", "of another architecture"])
+    def test_unusable_weights(self, tmp_path: Path, suffix: str, what: str) -> None:
+        path = tmp_path / f"weights{suffix}"
+        state = {"visual.weight": torch.zeros(3)}
+        if what == "garbage":
+            path.write_bytes(b"garbage")
+        elif suffix == ".pt":
+            torch.save(state, path)
+        else:
+            save_file(state, path)
+        with pytest.raises(UsageError, match="cannot load the weights") as caught:
+            load_encoder(f"noisyclean-tiny/{path}")
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("config", ["{", "{}", "[]"])
+    def test_broken_config(self, tmp_path: Path, config: str) -> None:
+        (tmp_path / CONFIG_FILE).write_text(config)
+        with pytest.raises(UsageError, match=tmp_path.name):
+            load_encoder(str(tmp_path))
+
+    def test_folder_without_weights(self, tmp_path: Path, saved: Path) -> None:
+        (tmp_path / CONFIG_FILE).write_bytes((saved / CONFIG_FILE).read_bytes())
+        with pytest.raises(UsageError, match="cannot load the weights"):
+            load_encoder(str(tmp_path))
