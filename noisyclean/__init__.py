@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from noisyclean.corpus.inspection import inspect as inspect
     from noisyclean.corpus.noise import corrupt as corrupt
     from noisyclean.corpus.synthetic import generate_corpus as generate_corpus
+    from noisyclean.evaluation.demo import demo as demo
     from noisyclean.evaluation.detection import evaluate as evaluate
     from noisyclean.manifest.reading import Manifest as Manifest
     from noisyclean.manifest.splitting import split as split
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Manifest": "noisyclean.manifest.reading",
     "corrupt": "noisyclean.corpus.noise",
+    "demo": "noisyclean.evaluation.demo",
     "evaluate": "noisyclean.evaluation.detection",
     "fit": "noisyclean.training.fit",
     "generate_corpus": "noisyclean.corpus.synthetic",

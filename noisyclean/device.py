@@ -29,5 +29,5 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     On a CPU bfloat16 is emulated on most machines, and many times slower than float32, so "auto" never takes it there.
     """
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+        precision = "fp32" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

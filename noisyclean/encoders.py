@@ -162,7 +162,7 @@ def create_encoder(
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), 1)
         hint = f"did you mean {near[0]}?" if near else "open_clip.list_models() lists them"
-        raise UsageError(f"{name}: no such model; {hint}")
+        raise UsageError(f"{name}: no such model, nor a folder that `noisyclean fit` wrote; {hint}")
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
     if context_length is not None:

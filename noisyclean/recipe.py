@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from noisyclean.errors import UsageError
 
@@ -25,7 +25,7 @@ class EncoderRecipe(_Section):
     image_size: int | None = Field(None, ge=16, description="side of the input picture in pixels; null: the model's")
     context_length: int | None = Field(None, ge=4, description="caption tokens kept; null: the model's")
     temperature: float | None = Field(
-        0.05, gt=0, description="initial softmax temperature; null: keep that of the pretrained weights"
+        None, gt=0, description="initial softmax temperature; null: that of the pretrained weights, from scratch 0.05"
     )
 
 
@@ -56,8 +56,11 @@ class OptimiserRecipe(_Section):
 class ObjectiveRecipe(_Section):
     """The SREM objective: clean-weighted contrastive loss + λ · complementary loss."""
 
-    warmup_epochs: int = Field(2, ge=0, description="epochs in which every pair counts as clean")
-    complementary_weight: float = Field(0.2, ge=0, description="λ of the complementary loss over all pairs")
+    warmup_epochs: int = Field(2, ge=1, description="epochs in which every pair counts as clean; fewer than the epochs")
+    complementary_weight: float = Field(0.05, ge=0, description="λ of the complementary loss over all pairs")
+    complementary: Literal["simple", "transition"] = Field(
+        "simple", description="form of the complementary loss: of each p alone, or through a transition matrix"
+    )
     complementary_bias: float = Field(
         0.0, ge=0, description="0: all negatives count alike; 1: in proportion to the softmax over the negatives"
     )
@@ -84,6 +87,15 @@ class Recipe(_Section):
         2, ge=2, le=16, description="cross-fitting folds: each pair is scored by a model that never saw it"
     )
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _filters_at_all(self) -> Recipe:
+        if self.objective.warmup_epochs >= self.optimiser.epochs:
+            raise ValueError(
+                f"objective.warmup_epochs is {self.objective.warmup_epochs} and optimiser.epochs "
+                f"{self.optimiser.epochs}: nothing would ever be filtered; lower the one or raise the other"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults spelt out."""
@@ -182,6 +194,8 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}; {_nearest(key)}"
+    if not key:
+        return first["msg"].removeprefix("Value error, ")
     return f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]} (got {first['input']!r})"
 
 

@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from noisyclean.cli.options import AsJson, Shards
+
 
 def corrupt(
-    shards: Annotated[list[str], typer.Argument(metavar="SHARDS", help="Folder, glob, brace pattern, @list or URL.")],
+    shards: Shards,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the copy and its truth.parquet.")],
     rate: Annotated[float, typer.Option(help="Share of the readable pairs to make wrong, 0 to 1.")],
     # As in noisyclean.corpus.noise, whose import would slow every --help.
@@ -19,7 +21,7 @@ def corrupt(
     ] = "caption",
     seed: Annotated[int, typer.Option(min=0, help="The same seed plants the same noise.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one a core by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Plant known noise in a copy of the shards, with the truth beside it.
 

@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from noisyclean.cli.options import AsJson
+from noisyclean.cli.options import AsJson, Out
 
 
 def evaluate(
-    out: Annotated[Path, typer.Argument(metavar="[OUT]", help="The folder that `noisyclean score` wrote.")] = Path(
-        "noisyclean-out"
-    ),
+    out: Out = Path("noisyclean-out"),
     truth: Annotated[
         Path | None,
         typer.Option(help="Parquet with shard, key, matched: the truth.parquet of `noisyclean corrupt`.  [required]"),

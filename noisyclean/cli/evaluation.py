@@ -19,7 +19,7 @@ def print_evaluation(found: Evaluation) -> None:
     table.add_row("AUROC", _number(found.auroc))
     table.add_row("Average precision", _number(found.average_precision))
     table.add_row("F1 of the clean split", _number(found.f1))
-    table.add_row("Planted noise", f"{found.planted_noise:.1%}")
+    table.add_row("Planted noise", _share(found.planted_noise))
     table.add_row("Estimated noise", f"{found.estimated_noise:.1%}  (95 % interval {low:.1%} to {high:.1%})")
     asked = "chosen by rank or score" if found.target_fdr is None else f"asked {found.target_fdr:.1%}"
     table.add_row(

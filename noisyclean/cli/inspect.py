@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from noisyclean.cli.options import AsJson, Shards
+
 if TYPE_CHECKING:
     from noisyclean.corpus.inspection import Inspection, Spread
 
@@ -14,9 +16,9 @@ _LISTED = 10  # damaged shards, and reasons; --json has them all
 
 
 def inspect(
-    shards: Annotated[list[str], typer.Argument(metavar="SHARDS", help="Folder, glob, brace pattern, @list or URL.")],
+    shards: Shards,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one a core by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what is in the shards: counts, sizes, captions, unreadable samples. Needs no model.
 

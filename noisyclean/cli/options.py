@@ -20,4 +20,4 @@ Device: TypeAlias = Annotated[
     typer.Option("--device", help="cpu, cuda, cuda:1 …  [default: a GPU if there is one]", show_default=False),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Out: TypeAlias = Annotated[Path, typer.Argument(metavar="OUT", help="The folder that `noisyclean score` wrote.")]
+Out: TypeAlias = Annotated[Path, typer.Argument(metavar="[OUT]", help="The folder that `noisyclean score` wrote.")]

@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from noisyclean.cli.options import AsJson
+from noisyclean.cli.options import AsJson, Out
 
 
 def split(
-    out: Annotated[Path, typer.Argument(metavar="[OUT]", help="The folder that `noisyclean score` wrote.")] = Path(
-        "noisyclean-out"
-    ),
+    out: Out = Path("noisyclean-out"),
     fdr: Annotated[
         float | None, typer.Option(min=0, max=1, help="Clean: the mismatch rate asked of it.  [default: 0.05]")
     ] = None,

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000
 """A picture that claims more is refused before its pixels are decoded (decompression bombs)."""
 
+MAX_ASPECT = 100
+"""Nor may one side be longer than so many times the other: it is the short one that is resized to the model's input."""
+
 
 class UndecodableError(Exception):
     """The bytes are no picture that can be used; the message is the row's reason."""
@@ -34,6 +37,8 @@ def decode_image(data: bytes) -> Picture:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise UndecodableError(f"{kind} of {pixels:,} pixels")
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise UndecodableError(f"{kind} of {image.width:,} × {image.height:,} pixels")
             image.load()
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
                 image = image.convert("I").point(lambda value: value / 256).convert("L")

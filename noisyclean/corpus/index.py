@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from noisyclean.corpus.identity import caption_id, image_id, pair_id
 from noisyclean.corpus.locate import Shard
-from noisyclean.corpus.parallel import map_shards
+from noisyclean.corpus.parallel import map_in_processes
 from noisyclean.corpus.shards import ShardReader
 from noisyclean.progress import SILENT, Progress
 
@@ -70,7 +70,7 @@ def index_corpus(shards: Sequence[Shard], *, workers: int, progress: Progress = 
     """
     parts = []
     with progress.task("reading the shards", len(shards), "shards") as task:
-        for part in map_shards(_index_shard, shards, workers):
+        for part in map_in_processes(_index_shard, shards, workers):
             parts.append(part)
             task.advance()
     hashes = np.concatenate([part.hashes for part in parts]) if parts else np.zeros((0, 3), np.int64)

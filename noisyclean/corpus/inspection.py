@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from noisyclean.corpus.decoding import UndecodableError, decode_image
 from noisyclean.corpus.identity import caption_id, image_id, pair_id
 from noisyclean.corpus.locate import Shard, ShardSpec, find_shards
-from noisyclean.corpus.parallel import default_workers, map_shards
+from noisyclean.corpus.parallel import default_workers, map_in_processes
 from noisyclean.corpus.shards import ShardReader
 from noisyclean.progress import SILENT, Progress
 
@@ -72,7 +72,7 @@ def inspect(shards: ShardSpec, *, workers: int | None = None, progress: Progress
     workers = workers or default_workers()
     contents: list[_Contents] = []
     with progress.task("inspecting shards", len(found), "shards") as task:
-        for content in map_shards(_look_into, found, workers):
+        for content in map_in_processes(_look_into, found, workers):
             contents.append(content)
             task.advance()
     return _sum_up(found, contents)

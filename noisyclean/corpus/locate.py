@@ -99,7 +99,9 @@ def _expand_local(spec: str) -> list[str]:
         return found
     anchor = Path(path.anchor) if path.is_absolute() else Path()
     pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
-    found = sorted(str(one) for one in anchor.glob(pattern) if one.is_file()) if _is_glob(spec) else []
+    matches = [one for one in anchor.glob(pattern) if one.is_file()] if _is_glob(spec) else []
+    # Beside the tars of img2dataset lie its Parquet and json sidecars: `shards/*` means the tars, if there are any.
+    found = sorted(str(one) for one in matches if one.name.endswith(TAR_SUFFIXES)) or sorted(map(str, matches))
     if not found:
         raise UsageError(
             f"{spec}: matches no shards; give a folder of .tar files, a glob, "
@@ -131,7 +133,8 @@ def _names(paths: Sequence[str]) -> Iterable[tuple[str, str]]:
     depth = dict.fromkeys(paths, 1)
     while True:
         names = {path: "/".join(parts[path][-depth[path] :]) for path in paths}
-        shared = [path for path, count in ((p, Counter(names.values())[names[p]]) for p in paths) if count > 1]
+        uses = Counter(names.values())
+        shared = [path for path in paths if uses[names[path]] > 1]
         if not shared:
             return ((names[path], path) for path in paths)
         if all(depth[path] >= len(parts[path]) for path in shared):

@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 
 from noisyclean.corpus.identity import caption_id, image_id
 from noisyclean.corpus.locate import TAR_SUFFIXES, Shard, ShardSpec, find_shards
-from noisyclean.corpus.parallel import default_workers, map_shards
+from noisyclean.corpus.parallel import default_workers, map_in_processes
 from noisyclean.corpus.shards import (
     CAPTION_EXTENSIONS,
     METADATA_EXTENSION,
     SampleMembers,
     ShardReader,
+    image_extension,
     is_image,
     read_metadata,
     to_sample,
 )
+from noisyclean.corpus.truth import RANDOM, TRUE_KINDS, TRUTH_NAME, TRUTH_SCHEMA
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.progress import SILENT, Progress
 
@@ -38,12 +40,9 @@ if TYPE_CHECKING:
 
 NoiseProtocol: TypeAlias = Literal["caption", "image", "hard", "uninformative"]
 
-TRUE_KINDS = ("match", "near_duplicate")
-"""Noise is planted in, and taken from, pairs of these kinds only, so that a planted pair is wrong in one way only."""
-
 PLANTED_KIND: dict[NoiseProtocol, str] = {
-    "caption": "random",
-    "image": "random",
+    "caption": RANDOM,
+    "image": RANDOM,
     "hard": "hard",
     "uninformative": "uninformative",
 }
@@ -92,7 +91,7 @@ def corrupt(
     Readable means an image and a caption in the shard; nothing is decoded. Other samples are copied as they are, and
     the truth calls them "unreadable" (and matched, for want of anything better). Where a ``truth.parquet`` of an
     earlier corruption or of a synthetic corpus lies beside the shards, untouched pairs keep what it says of them and
-    noise is planted only in pairs of ``TRUE_KINDS``.
+    noise is planted in, and taken from, pairs of ``TRUE_KINDS`` only, so that a planted pair is wrong in one way only.
 
     Keys, members and their order are kept, and the same arguments give the same bytes, however many workers there
     are. Shards are written uncompressed, with extensions in lower case; members that the reader passes over (no key,
@@ -111,8 +110,6 @@ def corrupt(
         UsageError: a rate outside 0 to 1, an unknown protocol, no such shards, or an ``out`` that holds shards.
         NoisycleanError: a shard cannot be opened, or changes while it is read.
     """
-    from noisyclean.corpus.synthetic.writing import TRUTH_NAME
-
     found, out = find_shards(shards), Path(out)
     _check(found, out, rate, protocol)
     workers = workers or default_workers()
@@ -141,7 +138,7 @@ def corrupt(
             progress.say(f"{len(planted):,} pairs were made wrong, not {wanted:,}: no others could be")
 
         with progress.task("writing shards", len(found), "shards") as task:
-            for _ in map_shards(partial(_rewrite, space=space, protocol=protocol), found, workers):
+            for _ in map_in_processes(partial(_rewrite, space=space, protocol=protocol), found, workers):
                 task.advance()
         _write_truth(truth, space.folder / TRUTH_NAME)
         for shard in found:
@@ -205,7 +202,7 @@ class _ShardSurvey:
 def _survey(shards: list[Shard], *, with_text: bool, workers: int, progress: Progress) -> _Corpus:
     parts: list[_ShardSurvey] = []
     with progress.task("reading shards", len(shards), "shards") as task:
-        for part in map_shards(partial(_survey_shard, with_text=with_text), shards, workers):
+        for part in map_in_processes(partial(_survey_shard, with_text=with_text), shards, workers):
             parts.append(part)
             task.advance()
     hashes = np.concatenate([part.hashes for part in parts])
@@ -252,8 +249,6 @@ def _earlier_truth(shards: Sequence[Shard]) -> pd.DataFrame:
     """The rows of all truth tables that lie beside the shards, under the names that the shards have in this run."""
     import pandas as pd
 
-    from noisyclean.corpus.synthetic.writing import TRUTH_NAME, TRUTH_SCHEMA
-
     folders: dict[tuple[str, str], None] = {}  # (folder, what this run puts before the names it knows)
     for shard in shards:
         # A shard named "en/00000" may be the 00000 of a corpus in en/, or the en/00000 of one further up.
@@ -272,8 +267,6 @@ def _read_truth(path: str) -> pd.DataFrame | None:
     import fsspec
     import pandas as pd
 
-    from noisyclean.corpus.synthetic.writing import TRUTH_SCHEMA
-
     filesystem, inner = fsspec.core.url_to_fs(path)
     if not filesystem.exists(inner):
         return None
@@ -287,8 +280,6 @@ def _read_truth(path: str) -> pd.DataFrame | None:
 def _write_truth(truth: pd.DataFrame, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from noisyclean.corpus.synthetic.writing import TRUTH_SCHEMA
 
     pq.write_table(pa.Table.from_pandas(truth, schema=TRUTH_SCHEMA, preserve_index=False), path)
 
@@ -511,7 +502,7 @@ def _gather(
     offsets = np.full(len(corpus.keys), -1, np.int64)
     with progress.task("gathering what is passed on", len(corpus.shards), "shards") as task:
         gather = partial(_gather_shard, space=space, protocol=protocol)
-        for place, found in zip(corpus.places(), map_shards(gather, corpus.shards, workers), strict=True):
+        for place, found in zip(corpus.places(), map_in_processes(gather, corpus.shards, workers), strict=True):
             offsets[place.start + np.flatnonzero(gives[place.start : place.stop])] = found
             task.advance()
     sources = np.full((len(corpus.keys), 2), -1, np.int64)
@@ -587,8 +578,8 @@ def _with_caption_of(donor: _Members, members: _Members) -> _Members:
 
 def _with_image_of(donor: _Members, members: _Members) -> _Members:
     """``members`` with the image, and what the metadata say of its size, replaced by the donor's."""
-    own = next(ext for ext in members if is_image(ext))
-    given = next(ext for ext in donor if is_image(ext))
+    own, given = image_extension(members), image_extension(donor)
+    assert own is not None and given is not None  # only usable pairs give or take  # noqa: PT018
     # Another member may bear the donor's extension, as a mask does; decoders go by the bytes anyway.
     name = own if given in members else given
     changed = {name if ext == own else ext: donor[given] if ext == own else data for ext, data in members.items()}

@@ -1,4 +1,4 @@
-"""Running a function over many shards in worker processes."""
+"""Running a function over many things, most often shards, in worker processes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from noisyclean.corpus.locate import Shard
-
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 def default_workers() -> int:
@@ -16,18 +15,18 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_shards(function: Callable[[Shard], T], shards: Sequence[Shard], workers: int) -> Iterator[T]:
-    """Yield ``function(shard)`` for each shard, in the order given, computed in ``workers`` processes.
+def map_in_processes(function: Callable[[S], T], items: Sequence[S], workers: int) -> Iterator[T]:
+    """Yield ``function(item)`` for each item, in the order given, computed in ``workers`` processes.
 
-    ``function`` must be picklable (a module-level function or a partial of one). With one worker or one shard
+    ``function`` must be picklable (a module-level function or a partial of one). With one worker or one item
     everything happens in this process.
     """
-    workers = min(workers, len(shards))
+    workers = min(workers, len(items))
     if workers <= 1:
-        yield from map(function, shards)
+        yield from map(function, items)
         return
     from joblib import Parallel, delayed
 
     # joblib's processes are neither forked, so that no lock of torch's or pyarrow's threads is inherited held, nor do
     # they import the caller's main module, so that a user's script needs no `if __name__ == "__main__"`.
-    yield from Parallel(n_jobs=workers, return_as="generator")(delayed(function)(shard) for shard in shards)
+    yield from Parallel(n_jobs=workers, return_as="generator")(delayed(function)(item) for item in items)

@@ -5,11 +5,13 @@ Whatever is in the tar, every sample comes out exactly once: whole, or with a ``
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, Self, cast
 
@@ -26,7 +28,8 @@ MAX_MEMBER_BYTES = 256 * 2**20
 # webdataset's rule: the key is the path up to the first dot of the file name, the extension all that follows it.
 _MEMBER_NAME = re.compile(r"^((?:.*/|)[^./][^./]*)[.]([^/]+)$", re.DOTALL)
 
-_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
+# What a broken archive raises. Any other OSError is a fault of disk or network: the samples may well be there.
+_DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, ValueError)
 
 
 @dataclass(slots=True)
@@ -94,8 +97,8 @@ class ShardReader:
                 current = SampleMembers(key, count, fault="duplicate key" if key in keys else None)
                 keys.add(key)
                 count += 1
-            if data is None:
-                current.fault = current.fault or f"member over {MAX_MEMBER_BYTES >> 20} MiB"
+            if isinstance(data, str):
+                current.fault = current.fault or data
             else:
                 current.members[extension] = data
         if current is not None:
@@ -105,7 +108,8 @@ class ShardReader:
         for raw in self.members():
             yield to_sample(self.shard.name, raw)
 
-    def _read_tar(self) -> Iterator[tuple[str, str, bytes | None]]:
+    def _read_tar(self) -> Iterator[tuple[str, str, bytes | str]]:
+        """Key, extension and content of each member, or why its content cannot be had."""
         with open_shard(self.shard) as stream:
             try:
                 # backslashreplace: a name that is not UTF-8 becomes a key that can be written to tables.
@@ -117,15 +121,18 @@ class ShardReader:
                             continue
                         key, extension = named.group(1).removeprefix("./"), named.group(2).lower()
                         if member.size > MAX_MEMBER_BYTES:
-                            yield key, extension, None
+                            yield key, extension, f"member over {MAX_MEMBER_BYTES >> 20} MiB"
                             continue
-                        content = tar.extractfile(member)
-                        data = content.read() if content is not None else b""
-                        if len(data) < member.size:
-                            raise EOFError("unexpected end of data")
-                        yield key, extension, data
+                        try:
+                            content = tar.extractfile(member)
+                            yield key, extension, content.read() if content is not None else b""
+                        except _DAMAGE:
+                            yield key, extension, "cut off with its shard"
+                            raise
             except _DAMAGE as error:
                 self.damage = f"damaged tar: {str(error) or type(error).__name__}"
+            except OSError as error:
+                raise NoisycleanError(f"{self.shard.path}: reading failed ({error}); repeat the command") from error
 
 
 def open_shard(shard: Shard) -> IO[bytes]:
@@ -146,7 +153,7 @@ def open_shard(shard: Shard) -> IO[bytes]:
 def to_sample(shard: str, raw: SampleMembers) -> Sample:
     """Interpret the members of a sample as an image, a caption and img2dataset's metadata."""
     metadata = read_metadata(raw.members.get(METADATA_EXTENSION))
-    image = next((data for ext, data in raw.members.items() if is_image(ext)), None)
+    image = raw.members.get(image_extension(raw.members) or "")
     caption, fault = _read_caption(raw.members, metadata)
     if image is None:
         fault = "no image"
@@ -164,6 +171,15 @@ def to_sample(shard: str, raw: SampleMembers) -> Sample:
         height=_count(metadata.get("height")),
         fault=raw.fault or fault,
     )
+
+
+def image_extension(members: Iterable[str]) -> str | None:
+    """Which of a sample's extensions is its picture: the first plain one (``jpg``), else the first (``img.png``).
+
+    A depth map or a mask (``depth.png``) often lies beside the picture, and before it.
+    """
+    pictures = [extension for extension in members if is_image(extension)]
+    return next((one for one in pictures if one in IMAGE_EXTENSIONS), pictures[0] if pictures else None)
 
 
 def is_image(extension: str) -> bool:

@@ -90,25 +90,30 @@ class MemorySource:
     def __init__(self, stream: StreamSource, *, progress: Progress = SILENT) -> None:
         self.index = stream.index
         usable = np.flatnonzero(self.index.usable)
-        self._position = torch.full((len(self.index),), -1, dtype=torch.int64)
-        parts: list[Batch] = []
+        # Where each row's pair is held; −1: nowhere, it could not be decoded.
+        self._place = torch.full((len(self.index),), -1, dtype=torch.int64)
+        count = 0
         with progress.task("decoding the pairs", len(usable), "pairs") as task:
             for part in stream.batches(usable, 1024):
-                # int32 halves what the tokens take; the model widens them again.
-                parts.append(Batch(part.rows, part.pixels, part.tokens.int()))
+                if count == 0:
+                    # Once and for all: joining the parts at the end would take the memory twice.
+                    self._pixels = part.pixels.new_empty((len(usable), *part.pixels.shape[1:]))
+                    self._tokens = part.tokens.new_empty((len(usable), *part.tokens.shape[1:]), dtype=torch.int32)
+                here = slice(count, count + len(part))
+                self._pixels[here], self._tokens[here] = part.pixels, part.tokens
+                self._place[part.rows] = torch.arange(here.start, here.stop)
+                count += len(part)
                 task.advance(len(part))
-        if parts:
-            self._all = _concatenate(parts)
-            self._position[self._all.rows] = torch.arange(len(self._all))
 
     def batches(self, rows: NDArray[np.int64], batch_size: int, *, shuffle: int | None = None) -> Iterator[Batch]:
-        positions = self._position[torch.from_numpy(np.sort(rows))]
-        positions = positions[positions >= 0]
+        wanted = torch.from_numpy(np.sort(rows))
+        wanted = wanted[self._place[wanted] >= 0]
         if shuffle is not None:
             generator = torch.Generator().manual_seed(shuffle)
-            positions = positions[torch.randperm(len(positions), generator=generator)]
-        for start in range(0, len(positions), batch_size):
-            yield self._all.take(positions[start : start + batch_size])
+            wanted = wanted[torch.randperm(len(wanted), generator=generator)]
+        for start in range(0, len(wanted), batch_size):
+            part = wanted[start : start + batch_size]
+            yield Batch(part, self._pixels[self._place[part]], self._tokens[self._place[part]])
 
 
 def fits_in_memory(index: CorpusIndex, image_size: tuple[int, int], context_length: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from noisyclean.corpus.decoding import UndecodableError, decode_image
 from noisyclean.corpus.locate import Shard
 from noisyclean.corpus.shards import Sample, ShardReader
+from noisyclean.errors import NoisycleanError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,17 +77,23 @@ def stream_chunks(
     if wanted is not None:
         shards = [shard for shard in shards if shard.name in wanted and wanted[shard.name].any()]
     workers = min(workers, len(shards))
-    loader: DataLoader[Chunk] = DataLoader(
-        _ChunkDataset(shards, preparer, chunk_size, wanted),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # more workers than cores is the caller's choice: decoding may wait for a network
+        loader: DataLoader[Chunk | NoisycleanError] = DataLoader(
+            _ChunkDataset(shards, preparer, chunk_size, wanted),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+        )
     for chunk in loader:
+        if isinstance(chunk, NoisycleanError):
+            raise chunk
         yield (_pinned(chunk) if pin_memory else chunk)
 
 
-class _ChunkDataset(IterableDataset[Chunk]):
+class _ChunkDataset(IterableDataset["Chunk | NoisycleanError"]):
     def __init__(
         self,
         shards: Sequence[Shard],
@@ -98,11 +106,14 @@ class _ChunkDataset(IterableDataset[Chunk]):
         self.chunk_size = chunk_size
         self.wanted = wanted
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self) -> Iterator[Chunk | NoisycleanError]:
         info = get_worker_info()
         mine = self.shards if info is None else self.shards[info.id :: info.num_workers]
-        for shard in mine:
-            yield from self._read(shard)
+        try:
+            for shard in mine:
+                yield from self._read(shard)
+        except NoisycleanError as error:
+            yield error  # raised in a worker it would arrive as a traceback in words
 
     def _read(self, shard: Shard) -> Iterator[Chunk]:
         mask = None if self.wanted is None else self.wanted[shard.name]

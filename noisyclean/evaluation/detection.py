@@ -1,4 +1,4 @@
-"""``evaluate``: a manifest against a known truth. The truth is read here and nowhere else."""
+"""``evaluate``: a manifest against a known truth, which neither fit nor score nor split ever reads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from noisyclean.corpus.truth import RANDOM, TRUE_KINDS
 from noisyclean.errors import UsageError
 from noisyclean.manifest.reading import Manifest
 from noisyclean.manifest.schema import CLEAN, NOISY, UNCERTAIN, UNREADABLE
@@ -16,8 +17,6 @@ from noisyclean.manifest.splitting import DEFAULT_OUT
 if TYPE_CHECKING:
     import pandas as pd
 
-RANDOM = "random"
-TRUE_KINDS = ("match", "near_duplicate")
 CALIBRATION_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 

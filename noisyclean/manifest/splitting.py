@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -94,7 +95,7 @@ class Summary:
         clean, noisy, uncertain, unreadable: how many in each split.
         estimated_noise: share of the readable pairs that are random mismatches, with its 95 % ``noise_interval``.
         target_fdr: the mismatch rate asked of ``clean``; None if it was chosen by rank or score.
-        expected_clean_noise: the mismatch rate of ``clean`` as the q-values have it.
+        expected_clean_noise: the mismatch rate of ``clean`` by its match probabilities.
         rule: the :class:`SplitRule`.
         reasons: rows by reason.
         damaged_shards: shard → what is wrong with its tar.
@@ -164,7 +165,7 @@ def split(
     with progress.task("writing the manifest", len(shards), "shards") as task:
         for shard in shards:
             table = read_part(out, shard)
-            readable = int(pa.compute.sum(table["fault"].is_null()).as_py() or 0)
+            readable = int(pc.sum(table["fault"].is_null()).as_py() or 0)
             rows = _manifest_rows(table, verdict, slice(done, done + readable))
             done += readable
             for name, part in rows.items():
@@ -283,7 +284,8 @@ def decide(columns: Columns, noise: NoiseRate, rule: SplitRule) -> Verdict:
         clean = np.asarray(known[by] >= rule.min_score if higher else known[by] <= rule.min_score)
         why = f"{by} {'≥' if higher else '≤'} {rule.min_score:g}"
     else:
-        clean = q <= alpha
+        # The rate of a whole may leave room for pairs that are mismatches for certain: these are noisy nonetheless.
+        clean = (q <= alpha) & ~noisy
         why = f"q ≤ {alpha:g}"
         entropy = columns.values["swapped_entropy"]
         if clean.any():

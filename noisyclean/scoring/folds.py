@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# A caption on more pairs than this ("click to enlarge") says nothing of any one picture: it ties no folds together.
+# A caption on more pairs than this ("click to enlarge") says nothing of any one picture, nor does a picture on more
+# pairs ("image not found") of any one caption: they tie no folds together.
 _TEMPLATE_USES = 100
 
 
@@ -49,7 +50,8 @@ def assign_folds(caption: NDArray[np.int64], image: NDArray[np.int64], folds: in
     from scipy.sparse.csgraph import connected_components
 
     captions, row, uses = np.unique(caption, return_inverse=True, return_counts=True)
-    binding = uses[row] <= _TEMPLATE_USES
+    _, picture, shown = np.unique(image, return_inverse=True, return_counts=True)
+    binding = (uses[row] <= _TEMPLATE_USES) & (shown[picture] <= _TEMPLATE_USES)
     order = np.argsort(image[binding], kind="stable")
     sorted_image, sorted_row = image[binding][order], row[binding][order]
     same = sorted_image[1:] == sorted_image[:-1]

@@ -97,6 +97,8 @@ def load_run(run: Path) -> tuple[list[ReferenceModel], FoldMap]:
         folds = FoldMap(int(tensors["folds"][0]), tensors["captions"], tensors["exceptions"])
     except (OSError, SafetensorError, KeyError, IndexError) as error:
         raise UsageError(f"{run / FOLDS_FILE}: missing or broken; fit again ({error})") from error
+    if folds.folds != len(record.folds):
+        raise UsageError(f"{run / FOLDS_FILE}: of {folds.folds} folds, where {run / RUN_FILE} has others; fit again")
     models = [ReferenceModel.load(fold_directory(run, fold)) for fold in range(folds.folds)]
     for fold, (model, expected) in enumerate(zip(models, record.folds, strict=True)):
         if model.fingerprint() != expected:

@@ -98,7 +98,7 @@ def score(
         "version": noisyclean.__version__,
     }
     seconds_before = _claim(out, about)
-    todo = [shard for shard in found if not _is_done(out, shard, scorer.fingerprint())]
+    todo = [shard for shard in found if not _is_done(out, shard, about["scorer"])]
     if len(todo) < len(found):
         progress.say(f"{len(found) - len(todo):,} of {len(found):,} shards are scored already")
     scored = _score_shards(scorer, todo, out, batch_size, workers, progress)
@@ -149,7 +149,10 @@ def _score_shards(
 def _is_done(out: Path, shard: Shard, scorer: str) -> bool:
     if not part_path(out, shard.name).is_file():
         return False
-    info = read_part_info(out, shard.name)
+    try:
+        info = read_part_info(out, shard.name)
+    except UsageError:
+        return False  # broken, or of another version: scored anew
     return info.scorer == scorer and info.source == shard_state(shard)
 
 

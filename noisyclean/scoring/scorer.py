@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyclean.corpus.identity import caption_id, pair_id
+from noisyclean.corpus.identity import caption_id
 from noisyclean.corpus.shards import Sample
 from noisyclean.corpus.stream import Chunk
 from noisyclean.manifest.schema import PART_SCHEMA, STATISTICS
@@ -74,13 +74,12 @@ class ScoringStream:
         rows = self._open.setdefault(chunk.shard, _ShardRows(chunk.shard))
         readable = rows.add(chunk)
         captions = np.array([caption_id(sample.caption or "") for sample in chunk.readable()], np.int64)
-        ids = np.array([pair_id(sample.shard, sample.key) for sample in chunk.readable()], np.int64)
         folds = self._scorer.fold_of(captions)
         rows.fold[readable] = folds
         for fold, queue in enumerate(self._queues):
             (at,) = np.nonzero(folds == fold)
             if len(at):
-                queue.add(_Waiting(rows, readable[at], ids[at], chunk.pixels[at], chunk.tokens[at]))
+                queue.add(_Waiting(rows, readable[at], captions[at], chunk.pixels[at], chunk.tokens[at]))
         yield from self._complete()
 
     def finish(self) -> Iterator[ScoredShard]:
@@ -141,12 +140,12 @@ class _Waiting:
 
     rows: _ShardRows
     at: NDArray[np.int64]
-    ids: NDArray[np.int64]
+    captions: NDArray[np.int64]
     pixels: Tensor
     tokens: Tensor
 
     def part(self, where: slice) -> _Waiting:
-        return _Waiting(self.rows, self.at[where], self.ids[where], self.pixels[where], self.tokens[where])
+        return _Waiting(self.rows, self.at[where], self.captions[where], self.pixels[where], self.tokens[where])
 
 
 @dataclass
@@ -174,8 +173,8 @@ class _Queue:
             return
         pixels = torch.cat([one.pixels for one in self.waiting])
         tokens = torch.cat([one.tokens for one in self.waiting])
-        ids = np.concatenate([one.ids for one in self.waiting])
-        scores = self._forward(pixels, tokens, ids)
+        captions = np.concatenate([one.captions for one in self.waiting])
+        scores = self._forward(pixels, tokens, captions)
         first = 0
         for one in self.waiting:
             one.rows.scores[one.at] = scores[first : first + len(one.at)]
@@ -183,14 +182,14 @@ class _Queue:
             first += len(one.at)
         self.waiting, self.count = [], 0
 
-    def _forward(self, pixels: Tensor, tokens: Tensor, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        missing = self.width - len(ids)
+    def _forward(self, pixels: Tensor, tokens: Tensor, captions: NDArray[np.int64]) -> NDArray[np.float32]:
+        missing = self.width - len(captions)
         encoder, bank = self.model.encoder, self.model.bank
         with encoder.inference():
             image = encoder.encode_image(_padded(pixels, missing)).float()
             text = encoder.encode_text(_padded(tokens, missing)).float()
-            found = bank.score(image, text, np.concatenate([ids, np.repeat(ids[-1:], missing)]))
-            columns = torch.stack([getattr(found, name) for name in STATISTICS], dim=1)[: len(ids)].cpu().numpy()
+            found = bank.score(image, text, np.concatenate([captions, np.repeat(captions[-1:], missing)]))
+            columns = torch.stack([getattr(found, name) for name in STATISTICS], dim=1)[: len(captions)].cpu().numpy()
         p = bank.p_values(columns[:, STATISTICS.index("match_score")])
         return np.column_stack([columns, p.astype(np.float32)])
 

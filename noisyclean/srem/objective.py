@@ -65,6 +65,8 @@ def srem_loss(
 ) -> SremLoss:
     """L = Σ_i w_i ℓ_i / Σ_i w_i + λ · complementary loss over all pairs. The sum is *ours*, its two terms are *stated*.
 
+    The complementary term is the mean over pairs of a sum over their B − 1 negatives.
+
     Args:
         logits: float ``[B, B]``, see :func:`noisyclean.srem.pair_logits`.
         weights: float ``[B]``, ≥ 0: how clean each pair is held to be, such as its match probability, or 0 and 1 for a
@@ -90,11 +92,14 @@ def srem_loss(
             assert_never(entropy_weighting)
     match complementary:
         case "simple":
-            complementary_term = complementary_loss(logits, similarity_bias)
+            complementary_mean = complementary_loss(logits, similarity_bias)
         case "transition":
-            complementary_term = transition_complementary_loss(logits, similarity_bias)
+            complementary_mean = transition_complementary_loss(logits, similarity_bias)
         case _:
             assert_never(complementary)
+    # As a sum over a pair's B − 1 negatives, which is RCL's own scale: the mean would vanish beside the other term, the
+    # more so the larger the batch.
+    complementary_term = (len(logits) - 1) * complementary_mean
     contrastive_term = weighted_contrastive_loss(
         logits, weights, image_weights=image_weights, text_weights=text_weights
     )

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from noisyclean.calibration import NoiseRate, match_probability, noise_rate
 from noisyclean.corpus.source import PairSource
 from noisyclean.encoders import DualEncoder
-from noisyclean.scoring.reference import ReferenceBank, draw_bank_rows, embed
+from noisyclean.scoring.reference import build_bank
+
+FILTER_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,18 @@ def refilter(
     They are scored as ``score`` does, against a bank drawn from themselves, and calibrated by its null: the weight of
     a pair in the next epoch is its match probability, 1 − local false discovery rate.
     """
-    rows, image, text = embed(encoder, source, unseen, on_batch=on_batch)
-    ids = source.index.pair
-    chosen = np.isin(rows, draw_bank_rows(ids, rows, bank_size))
-    bank = ReferenceBank.build(ids[rows[chosen]], image[chosen], text[chosen], encoder.temperature.item())
-    p = bank.p_values(bank.score(image, text, ids[rows]).match_score.cpu().numpy())
+    index = source.index
+    bank = build_bank(encoder, source, unseen, bank_size)
+    rows: list[NDArray[np.int64]] = []
+    scores: list[NDArray[np.float32]] = []
+    with encoder.inference():
+        for batch in source.batches(unseen, FILTER_BATCH):
+            at = batch.rows.numpy()
+            image, text = encoder.encode_image(batch.pixels).float(), encoder.encode_text(batch.tokens).float()
+            rows.append(at)
+            scores.append(bank.score(image, text, index.caption[at]).match_score.cpu().numpy())
+            if on_batch is not None:
+                on_batch(len(batch))
+    p = bank.p_values(np.concatenate(scores))
     noise = noise_rate(p, null_pairs=len(bank))
-    return Filtered(rows, match_probability(p, noise.estimate).astype(np.float32), noise)
+    return Filtered(np.concatenate(rows), match_probability(p, noise.estimate).astype(np.float32), noise)

@@ -40,6 +40,11 @@ from noisyclean.training.filtration import refilter
 from noisyclean.training.log import MetricsLog
 from noisyclean.training.trainer import FoldTrainer
 
+GPU_PAIRS = 500_000
+"""With fewer pairs a ViT-B/32 from scratch would learn nothing."""
+SMALL_PAIRS = 5_000
+SCRATCH_TEMPERATURE = 0.05
+
 
 def fit(
     shards: ShardSpec,
@@ -97,11 +102,15 @@ def fit(
     if (record := _finished(out, chosen, corpus)) is not None:
         progress.say(f"{out} is already fitted with this recipe to these shards")
         return record
+    checkpoint = Checkpoint(out, key=f"{corpus} {chosen.model_dump_json()}")
+    checkpoint.load()  # what is there may be of another recipe: said before the corpus is decoded
+    if not (out / METRICS_FILE).is_file() and (out / RECIPE_FILE).is_file():
+        raise UsageError(f"{out}: holds a {RECIPE_FILE} that no fit wrote; give another folder with -o")
     out.mkdir(parents=True, exist_ok=True)
     (out / RECIPE_FILE).write_text(chosen.to_yaml(), encoding="utf-8")
+    (out / METRICS_FILE).touch()
 
     fit_ = _CrossFit(chosen, index, place, progress)
-    checkpoint = Checkpoint(out, key=f"{corpus} {chosen.model_dump_json()}")
     fit_.train(out, checkpoint)
     models = fit_.freeze()
     for fold, model in enumerate(models):
@@ -125,11 +134,12 @@ def fit(
 
 def choose_recipe(pairs: int, device: torch.device) -> tuple[str, str]:
     """The recipe for a corpus of ``pairs`` pairs on ``device``, and why, in words."""
-    if device.type == "cuda":
-        return "gpu", "a GPU is there: a ViT-B/32 from scratch, at 224 px"
-    if pairs < 5000:
-        return "cpu-small", "no GPU and under 5,000 pairs: a tiny encoder from scratch, many epochs"
-    return "cpu", "no GPU: a tiny encoder from scratch, at 64 px"
+    if device.type == "cuda" and pairs >= GPU_PAIRS:
+        return "gpu", f"a GPU and at least {GPU_PAIRS:,} pairs: a ViT-B/32 from scratch, at 224 px"
+    why = f"a GPU, but under {GPU_PAIRS:,} pairs" if device.type == "cuda" else "no GPU"
+    if pairs < SMALL_PAIRS:
+        return "cpu-small", f"{why}, and under {SMALL_PAIRS:,} pairs: a tiny encoder from scratch, many epochs"
+    return "cpu", f"{why}: a tiny encoder from scratch, at 64 px"
 
 
 class _CrossFit:
@@ -151,16 +161,7 @@ class _CrossFit:
             raise NoisycleanError("almost all pairs share one caption or picture: no two folds can be made of them")
         encoders = [self._new_encoder(device) for _ in range(recipe.folds)]
         self.source = self._open_source(encoders[0])
-        batch = recipe.optimiser.batch_size
-        self.trainers = [
-            FoldTrainer(
-                encoder,
-                recipe.optimiser,
-                recipe.objective,
-                steps=recipe.optimiser.epochs * max(round(len(rows) / batch), 1),
-            )
-            for encoder, rows in zip(encoders, self.trained, strict=True)
-        ]
+        self.trainers = [FoldTrainer(encoder, recipe.optimiser, recipe.objective) for encoder in encoders]
         # None during the warm-up, when all pairs count as clean.
         self.weights: torch.Tensor | None = None
 
@@ -224,6 +225,7 @@ class _CrossFit:
             self.source,
             rows,
             self.weights,
+            epoch=epoch,
             seed=(self.recipe.seed * 1_000_003 + epoch) * self.recipe.folds + fold,
             on_step=on_step,
         )
@@ -236,7 +238,7 @@ class _CrossFit:
             "holdout_loss": trainer.holdout_loss(self.source, self.held_out),
             "temperature": trainer.encoder.temperature.item(),
             "learning_rate": trainer.learning_rate,
-            "mean_weight": 1.0 if self.weights is None else float(self.weights[torch.from_numpy(rows)].mean()),
+            "mean_weight": 1.0 if self.weights is None else self.weights[torch.from_numpy(rows)].mean().item(),
             "seconds": round(seconds, 3),
             "pairs_per_second": round(len(rows) / seconds, 1),
         }
@@ -260,12 +262,15 @@ class _CrossFit:
         # Every fold starts from the same weights, so that folds differ by their data alone.
         torch.manual_seed(self.recipe.seed)
         wanted = self.recipe.encoder
+        temperature = wanted.temperature
+        if temperature is None and wanted.pretrained is None and ":" not in wanted.name:
+            temperature = SCRATCH_TEMPERATURE
         return create_encoder(
             wanted.name,
             wanted.pretrained,
             image_size=wanted.image_size,
             context_length=wanted.context_length,
-            temperature=wanted.temperature,
+            temperature=temperature,
         ).to(device)
 
     def _open_source(self, encoder: DualEncoder) -> PairSource:
@@ -300,7 +305,7 @@ def _finished(out: Path, recipe: Recipe, corpus: str) -> RunRecord | None:
 
 
 def _absolute(shards: Sequence[Shard]) -> list[str]:
-    return [shard.path if "://" in shard.path else str(Path(shard.path).resolve()) for shard in shards]
+    return [shard.path if "://" in shard.path else str(Path(shard.path).absolute()) for shard in shards]
 
 
 def _versions() -> dict[str, str]:

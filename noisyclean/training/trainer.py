@@ -36,15 +36,12 @@ class EpochMeans:
 class FoldTrainer:
     """One fold's encoder with its optimiser; steps through epochs of the pairs it may see."""
 
-    def __init__(
-        self, encoder: DualEncoder, optimiser: OptimiserRecipe, objective: ObjectiveRecipe, *, steps: int
-    ) -> None:
-        """``steps`` is the number of steps of the whole training, over which the learning rate runs its course."""
+    def __init__(self, encoder: DualEncoder, optimiser: OptimiserRecipe, objective: ObjectiveRecipe) -> None:
         self.encoder = encoder
         self.recipe = optimiser
         self.objective = objective
-        self.steps = max(steps, 1)
-        self.step = 0
+        self.progress = 0.0
+        """The share of the whole training that is done, over which the learning rate runs its course."""
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(encoder.model, optimiser.weight_decay), lr=optimiser.learning_rate, fused=True
         )
@@ -54,12 +51,11 @@ class FoldTrainer:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the current step: linear warm-up, then half a cosine down to zero."""
-        warmup = self.recipe.warmup * self.steps
-        if self.step < warmup:
-            return self.recipe.learning_rate * (self.step + 1) / (warmup + 1)
-        progress = (self.step - warmup) / max(self.steps - warmup, 1)
-        return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        """The learning rate now: linear warm-up, then half a cosine down to zero."""
+        peak, warmup = self.recipe.learning_rate, self.recipe.warmup
+        if self.progress < warmup:
+            return peak * self.progress / warmup
+        return peak * 0.5 * (1 + math.cos(math.pi * (self.progress - warmup) / (1 - warmup)))
 
     def train_epoch(
         self,
@@ -67,12 +63,14 @@ class FoldTrainer:
         rows: NDArray[np.int64],
         weights: Tensor | None,
         *,
+        epoch: int,
         seed: int,
         on_step: Callable[[int, float], None],
     ) -> EpochMeans:
         """One pass over ``rows`` in an order drawn from ``seed``.
 
         Args:
+            epoch: which of the recipe's epochs, from 0.
             weights: (N,) float32 over the whole index, how clean each pair is held to be; None: all count as clean.
             on_step: called after each step with its number of pairs and its loss.
 
@@ -82,15 +80,17 @@ class FoldTrainer:
         self.encoder.model.train()
         generator = torch.Generator().manual_seed(seed)
         totals = torch.zeros(4, dtype=torch.float64)
-        steps = 0
+        steps = seen = 0
         for batch in source.batches(rows, self.recipe.batch_size, shuffle=seed):
             # A handful of left-over pairs would be a classification among too few; they have their turn next epoch.
             if len(batch) < self.recipe.batch_size // 2 and steps:
                 continue
+            seen += len(batch)
+            self.progress = min((epoch + seen / len(rows)) / self.recipe.epochs, 1.0)
             figures = self._step(shift_pictures(batch, self.recipe.shift, generator), weights)
             if not math.isfinite(figures[0]):
                 raise NoisycleanError(
-                    f"the loss became {figures[0]} at step {self.step}; lower optimiser.learning_rate and fit again"
+                    f"the loss became {figures[0]} in epoch {epoch + 1}; lower optimiser.learning_rate and fit again"
                 )
             totals += torch.tensor(figures, dtype=torch.float64)
             steps += 1
@@ -110,6 +110,7 @@ class FoldTrainer:
             complementary_weight=self.objective.complementary_weight,
             similarity_bias=self.objective.complementary_bias,
             entropy_weighting=self.objective.entropy_weighting,
+            complementary=self.objective.complementary,
         )
         self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimiser)
@@ -119,15 +120,20 @@ class FoldTrainer:
         self.optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             self.encoder.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)  # type: ignore[operator]
-        self.step += 1
         return loss.total.item(), loss.contrastive.item(), loss.complementary.item(), norm.item()
 
     def holdout_loss(self, source: PairSource, rows: NDArray[np.int64]) -> float | None:
-        """Mean InfoNCE of pairs no model trains on, noise and all; None if there are too few for one batch."""
+        """Mean InfoNCE of pairs no model trains on, noise and all; None if there are not even two.
+
+        Figures of equal batches compare; what is left over after whole batches is left out.
+        """
+        width = min(self.recipe.batch_size, len(rows))
+        if width < 2:
+            return None
         losses = []
         with self.encoder.inference():
-            for batch in source.batches(rows, self.recipe.batch_size):
-                if len(batch) == self.recipe.batch_size:
+            for batch in source.batches(rows, width):
+                if len(batch) == width:
                     image = self.encoder.encode_image(batch.pixels).float()
                     text = self.encoder.encode_text(batch.tokens).float()
                     losses.append(weighted_contrastive_loss(pair_logits(image, text, self.encoder.temperature)).item())
@@ -139,7 +145,7 @@ class FoldTrainer:
             "model": self.encoder.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "step": self.step,
+            "progress": self.progress,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,7 +153,7 @@ class FoldTrainer:
         self.encoder.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.progress = state["progress"]
 
 
 def shift_pictures(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:

@@ -85,7 +85,8 @@ def test_the_total_is_the_sum_of_its_terms(
     image_weights, text_weights = swapped_weights(logits) if entropy_weighting == "swapped" else (None, None)
     contrastive = weighted_contrastive_loss(logits, weights, image_weights=image_weights, text_weights=text_weights)
     term = complementary_loss if complementary == "simple" else transition_complementary_loss
-    expected = SremLoss(contrastive + 0.2 * term(logits, 0.1), contrastive, term(logits, 0.1))
+    summed = (SIZE - 1) * term(logits, 0.1)
+    expected = SremLoss(contrastive + 0.2 * summed, contrastive, summed)
     torch.testing.assert_close(loss, expected)
 
 

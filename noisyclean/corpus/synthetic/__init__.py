@@ -6,6 +6,6 @@ opinion, and :func:`~noisyclean.corpus.synthetic.captions.holds` decides it.
 """
 
 from noisyclean.corpus.synthetic.pairs import Kind, Pair, PairSampler
-from noisyclean.corpus.synthetic.writing import TRUTH_NAME, generate_corpus
+from noisyclean.corpus.synthetic.writing import generate_corpus
 
-__all__ = ["TRUTH_NAME", "Kind", "Pair", "PairSampler", "generate_corpus"]
+__all__ = ["Kind", "Pair", "PairSampler", "generate_corpus"]

@@ -148,7 +148,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> Description:
         relation = pick(rng, relations(*figures) or ("",))
     if relation:
         mentions = [mention._replace(place="") for mention in mentions]
-    background = scene.background if rng.random() < 0.95 else None
+    background = scene.background if rng.random() < 0.985 else None
     description = Description(tuple(mentions), relation, background)
     if description.facts >= (2 if rng.random() < 0.15 else 3):
         return description

@@ -79,6 +79,9 @@ _ARRANGEMENTS: dict[int, tuple[tuple[str, ...], ...]] = {
     ),
 }
 
+# How many scenes have one figure, and how many at most two.
+_MORE_FIGURES = (0.8, 0.95)
+
 # Turned freely, these shapes would be mistaken for one another (a square on its corner is a diamond) or be odd.
 _UPRIGHT = frozenset(SHAPES) - {"circle", "star", "ring", "arrow", "flower"}
 
@@ -136,7 +139,7 @@ def pick(rng: np.random.Generator, items: Sequence[_T]) -> _T:
 
 def sample_scene(rng: np.random.Generator) -> Scene:
     """A random scene. Its figures differ in shape and in colour, so that a caption can tell them apart."""
-    count = pick(rng, (1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3))
+    count = 1 + int(np.searchsorted(_MORE_FIGURES, rng.random()))
     background = _sample_background(rng)
     aspect = _ASPECTS[0] if rng.random() < 0.7 else pick(rng, _ASPECTS[1:])
     traits = zip(
@@ -193,7 +196,7 @@ def _distinct(rng: np.random.Generator, items: Sequence[_T], count: int) -> list
 
 def _sample_background(rng: np.random.Generator) -> Background:
     lot = rng.random()
-    if lot < 0.45:
+    if lot < 0.5:
         return Background("plain", (pick(rng, tuple(COLOURS)),))
     if lot < 0.65:
         top = pick(rng, tuple(COLOURS))
@@ -204,7 +207,7 @@ def _sample_background(rng: np.random.Generator) -> Background:
 def _sample_sizes(rng: np.random.Generator, count: int) -> list[str]:
     sizes = [pick(rng, ("small", "medium", "medium")) for _ in range(count)]
     # Beside a large figure there is no room for another.
-    return ["large"] if count == 1 and rng.random() < 0.6 else sizes
+    return ["large"] if count == 1 and rng.random() < 0.7 else sizes
 
 
 def _sample_figure(

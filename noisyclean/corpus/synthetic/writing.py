@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,23 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from noisyclean.corpus.parallel import default_workers, map_in_processes
 from noisyclean.corpus.synthetic.drawing import draw
 from noisyclean.corpus.synthetic.pairs import Pair, PairSampler
+from noisyclean.corpus.truth import TRUTH_NAME, TRUTH_SCHEMA
 from noisyclean.errors import UsageError
 from noisyclean.progress import SILENT, Progress
-
-TRUTH_NAME = "truth.parquet"
-
-TRUTH_SCHEMA = pa.schema(
-    [
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("matched", pa.bool_(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("donor_shard", pa.string()),
-        pa.field("donor_key", pa.string()),
-    ]
-)
 
 _META_SCHEMA = pa.schema(
     [
@@ -96,7 +86,7 @@ def generate_corpus(
         near_duplicates: the share of pairs that show an earlier pair's scene again, true to their captions.
         wrong_attribute: the share of pairs whose captions name one wrong colour or shape.
         uninformative: the share of pairs whose captions say nothing (``IMG_2034.JPG``).
-        progress: told of each pair written.
+        progress: told of the pairs written, shard by shard.
 
     Returns:
         The path of the truth, a parquet of one row a pair in the order of the corpus: ``shard`` (the tar's name
@@ -109,19 +99,31 @@ def generate_corpus(
     sampler = PairSampler(seed, near_duplicates, wrong_attribute, uninformative)
     _check_numbers(pairs, image_size, pairs_per_shard)
     _check_directory(directory)
+    spans = [range(start, min(start + pairs_per_shard, pairs)) for start in range(0, pairs, pairs_per_shard)]
+    draw_shard = partial(
+        _draw_shard, sampler=sampler, directory=directory, pairs_per_shard=pairs_per_shard, image_size=image_size
+    )
     truth: list[_Row] = []
     with progress.task("drawing pairs", total=pairs, unit="pairs") as task:
-        for start in range(0, pairs, pairs_per_shard):
-            samples = []
-            for index in range(start, min(start + pairs_per_shard, pairs)):
-                pair = sampler.pair(index)
-                samples.append(_sample(pair, seed, index, _address(index, pairs_per_shard).key, image_size))
-                truth.append(_truth_row(pair, index, pairs_per_shard))
-                task.advance()
-            _write_shard(directory, _address(start, pairs_per_shard).shard, samples)
+        for rows in map_in_processes(draw_shard, spans, default_workers()):
+            truth.extend(rows)
+            task.advance(len(rows))
     path = directory / TRUTH_NAME
     _write_table(path, truth, TRUTH_SCHEMA)
     return path
+
+
+def _draw_shard(
+    span: range, sampler: PairSampler, directory: Path, pairs_per_shard: int, image_size: int
+) -> list[_Row]:
+    """Draw and write the pairs of one shard; returns their rows of the truth."""
+    pairs = [sampler.pair(index) for index in span]
+    samples = [
+        _sample(pair, sampler.seed, index, _address(index, pairs_per_shard).key, image_size)
+        for index, pair in zip(span, pairs, strict=True)
+    ]
+    _write_shard(directory, _address(span.start, pairs_per_shard).shard, samples)
+    return [_truth_row(pair, index, pairs_per_shard) for index, pair in zip(span, pairs, strict=True)]
 
 
 def _check_numbers(pairs: int, image_size: int, pairs_per_shard: int) -> None:
