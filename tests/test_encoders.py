@@ -197,7 +197,10 @@ class TestErrors:
         ("spec", "message"),
         [
             ("ViT-B-32", r"^ViT-B-32: .* such as ViT-B-32/laion2b_s34b_b79k"),
-            ("noisyclean-tinny/weights.pt", "no such model; did you mean noisyclean-tiny"),
+            (
+                "noisyclean-tinny/weights.pt",
+                "no such model, nor a folder .*; did you mean noisyclean-tiny",
+            ),
             ("noisyclean-tiny/no-such-tag", "noisyclean-tiny/no-such-tag: cannot load the weights"),
             ("noisyclean-tiny/missing/weights.pt", "missing/weights.pt: cannot load the weights"),
             ("local-dir:nowhere", f"nowhere: no {CONFIG_FILE}"),

@@ -17,7 +17,7 @@ from noisyclean.scoring.score import score
 from noisyclean.training.fit import fit
 
 DEFAULT_DEMO = Path("noisyclean-demo")
-PAIRS = 7000
+PAIRS = 6000
 NOISE = 0.4
 SEED = 0
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -216,3 +217,31 @@ def test_progress_goes_to_stderr_with_rate_and_time(home: Path, tmp_path: Path) 
     done = noisyclean("inspect", "shards", cwd=home)
     assert "/s" in done.stderr
     assert "Samples" in done.stdout
+
+
+def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "noisyclean",
+        "fit",
+        str(home / "shards"),
+        "-o",
+        "run",
+        "--set=optimiser.epochs=500",
+    ]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "decoding the pairs" in line:
+            break
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert err.splitlines()[-1] == "noisyclean: interrupted; repeat the same command to go on"
+
+
+def test_a_shard_that_cannot_be_had_is_one_line(home: Path) -> None:
+    words = ("score", "file:///nowhere/00000.tar", "-o", "nowhere", "--workers", "2")
+    done = noisyclean(*words, cwd=home, code=1)
+    assert done.stderr.splitlines()[-1].startswith("noisyclean: file:///nowhere/00000.tar: cannot open the shard")

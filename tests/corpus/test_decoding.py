@@ -111,3 +111,9 @@ def test_broken_bytes_raise_nothing_else(image_format: str, data: st.DataObject)
         image[at] = data.draw(st.integers(0, 255))
     with contextlib.suppress(UndecodableError):
         assert decode_image(bytes(image)).mode == "RGB"
+
+
+def test_a_picture_of_extreme_shape_is_refused() -> None:
+    """Its short side would be resized to the model's input, and the long one with it."""
+    with pytest.raises(UndecodableError, match="1 × 30,000 pixels"):
+        decode_image(encode_image(0, (1, 30_000)))

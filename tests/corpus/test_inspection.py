@@ -46,9 +46,9 @@ def test_everything_is_counted(corpus: Path, workers: int) -> None:
     assert found.tar_bytes == sum(path.stat().st_size for path in corpus.iterdir())
     assert list(found.damaged_shards) == ["00002"]
     assert found.damaged_shards["00002"].startswith("damaged tar")
-    assert (found.samples, found.readable) == (10, 6)
+    assert (found.samples, found.readable) == (11, 6)
     assert found.samples == found.readable + sum(found.unreadable.values())
-    assert list(found.unreadable) == ["not a picture", "no image", "truncated PNG"]
+    assert list(found.unreadable) == ["not a picture", "no image", "truncated PNG", "cut off with its shard"]
     assert found.unreadable["not a picture"] == 2
     assert (found.with_uid, found.with_url, found.duplicate_uids) == (3, 1, 1)
     assert found.image_formats == {"PNG": 4, "WEBP": 1, "JPEG": 1}

@@ -276,3 +276,26 @@ def test_no_damage_raises(tar: Path, data: st.DataObject) -> None:
     tar.write_bytes(content)
     for sample in ShardReader(Shard("0", str(tar))):
         assert sample.fault is not None or (sample.image and sample.caption)
+
+
+def test_the_picture_is_the_plain_one(tmp_path: Path) -> None:
+    members = {"depth.png": encode_image(1), "jpg": encode_image(2, image_format="JPEG"), "txt": b"a thing"}
+    (sample,) = read_tar(write_tar(tmp_path / "0.tar", {"a": members}))
+    assert sample.image == members["jpg"]
+    (sample,) = read_tar(write_tar(tmp_path / "0.tar", {"a": {"img.png": members["depth.png"], "txt": b"a thing"}}))
+    assert sample.image == members["depth.png"]
+
+
+def test_a_fault_of_the_disk_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples behind it may well be there: the command fails, and can be repeated."""
+    path = write_tar(tmp_path / "0.tar", {f"{i}": pair(i) for i in range(50)})
+
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 20_000:
+                raise ConnectionResetError(104, "connection reset")
+            return super().read(size)
+
+    monkeypatch.setattr("noisyclean.corpus.shards.open_shard", lambda shard: Broken(path.read_bytes()))
+    with pytest.raises(NoisycleanError, match="reading failed"):
+        list(ShardReader(Shard("0", str(path))))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from noisyclean.calibration import noise_rate
 from noisyclean.corpus.index import CorpusIndex
 from noisyclean.corpus.source import MemorySource, StreamSource
 from noisyclean.encoders import DualEncoder
@@ -143,36 +144,64 @@ class TestFiles:
             ReferenceModel.load(tmp_path / "0")
 
 
+def index_of(pair: list[int], caption: list[int] | None = None, image: list[int] | None = None) -> CorpusIndex:
+    """Pairs by their hashes; captions and pictures all differ where they are not given."""
+    rows = np.arange(len(pair), dtype=np.int64)
+    columns = (np.array(one, np.int64) if one is not None else rows for one in (pair, caption, image))
+    return CorpusIndex([], np.zeros(1, np.int64), *columns, usable=np.ones(len(pair), np.bool_))
+
+
 class TestDrawing:
-    @given(st.sets(st.integers(-(2**63), 2**63 - 1), max_size=50), st.integers(0, 60), st.randoms())
+    @given(st.sets(st.integers(-(2**63), 2**63 - 1), max_size=200), st.integers(0, 60), st.randoms())
     def test_depends_on_identities_only(self, identities: set[int], size: int, random: Random) -> None:
-        ids = np.array(sorted(identities), np.int64)
+        ids = sorted(identities)
         rows = np.arange(len(ids))
-        drawn = set(ids[draw_bank_rows(ids, rows, size)])
-        assert len(drawn) == min(size, len(ids))
-        order = np.array(random.sample(range(len(ids)), len(ids)), np.int64)
-        assert set(ids[order][draw_bank_rows(ids[order], rows, size)]) == drawn
+        index = index_of(ids)
+        drawn = set(index.pair[draw_bank_rows(index, rows, size)])
+        assert len(drawn) == min(size, max(MIN_BANK, len(ids) // 4), len(ids))
+        shuffled = index_of(random.sample(ids, len(ids)))
+        assert set(shuffled.pair[draw_bank_rows(shuffled, rows, size)]) == drawn
 
     def test_from_candidates_only(self) -> None:
-        ids = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1000)
-        candidates = np.arange(0, 1000, 3)
-        drawn = draw_bank_rows(ids, candidates, 100)
+        index = index_of(np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1000).tolist())
+        candidates = np.arange(0, 1000, 2)
+        drawn = draw_bank_rows(index, candidates, 100)
         assert set(drawn) <= set(candidates)
         assert len(set(drawn)) == 100
         # More candidates can displace what is drawn, but never reorder it: a larger bank contains the smaller one.
-        assert set(draw_bank_rows(ids, candidates, 50)) < set(drawn)
+        assert set(draw_bank_rows(index, candidates, 50)) < set(drawn)
+
+    def test_no_caption_or_picture_twice(self) -> None:
+        """Or the null would hold true pairs: an icon of a brain with the caption of another brain."""
+        random = np.random.default_rng(0)
+        index = index_of(list(range(400)), random.integers(0, 60, 400).tolist(), random.integers(0, 90, 400).tolist())
+        drawn = draw_bank_rows(index, np.arange(400), 1000)
+        assert len(set(index.caption[drawn])) == len(set(index.image[drawn])) == len(drawn) > MIN_BANK
 
     def test_build_bank(self, faulty_index: CorpusIndex, encoder: DualEncoder, source: StreamSource) -> None:
         """Whatever holds the pairs; those that cannot be decoded are left out."""
         usable = np.flatnonzero(faulty_index.usable)
         bank = build_bank(encoder, source, usable, 1000)
-        assert len(bank) == 179
+        assert MIN_BANK < len(bank) <= len(usable) // 4
         assert bank.temperature == pytest.approx(0.05)
-        assert set(bank.ids) < set(faulty_index.pair[usable])
+        assert set(bank.ids) < set(faulty_index.caption[usable])
         again = build_bank(encoder, MemorySource(source), usable[::-1].copy(), 1000)
         np.testing.assert_array_equal(again.ids, bank.ids)
         torch.testing.assert_close(again.image, bank.image, atol=1e-6, rtol=0)
         torch.testing.assert_close(again.text, bank.text, atol=1e-6, rtol=0)
+
+    def test_the_estimate_holds_though_true_partners_are_in_the_bank(self) -> None:
+        """Captions permuted within the corpus: a mismatch may have its partner in the bank, as none of the null has."""
+        images = unit(4000, 1)
+        texts = normalize(images + unit(4000, 2) * 0.6, dim=1)
+        wrong = np.random.default_rng(0).permutation(4000)[:1600]
+        texts[wrong] = texts[np.roll(wrong, 1)]
+        index = index_of(np.random.default_rng(1).permutation(4000).tolist())
+        drawn = draw_bank_rows(index, np.arange(4000), 8192)
+        bank = ReferenceBank.build(index.caption[drawn], images[drawn], texts[drawn], 0.05)
+        scores = bank.score(images, texts, index.caption).match_score.numpy()
+        estimate = noise_rate(bank.p_values(scores), null_pairs=len(bank)).estimate
+        assert 0.37 <= estimate <= 0.46
 
 
 class TestEmbed:
