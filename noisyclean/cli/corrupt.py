@@ -23,7 +23,9 @@ def corrupt(
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one a core by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plant known noise in a copy of the shards, with the truth beside it.
+    """Plant known noise in a copy of the shards.
+
+    The truth is written beside it.
 
     \b
     Examples:

@@ -16,7 +16,9 @@ def demo(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """Make a corpus with known noise, fit, score, and compare with the truth. Takes about two minutes on two cores.
+    """Run the whole job on a corpus with known noise.
+
+    Makes the corpus, fits, scores, and compares with the truth; about two and a half minutes on two cores.
 
     \b
     Examples:

@@ -18,7 +18,9 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the manifest with a known truth: AUROC, realised mismatch rate, recall.
+    """Compare the split with a known truth.
+
+    AUROC, average precision, realised mismatch rate and recall of each split.
 
     \b
     Examples:

@@ -29,7 +29,9 @@ def fit(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train encoders with SREM, cross-fitted: no pair is judged by a model that learned it.
+    """Train encoders that do not learn the mismatches.
+
+    SREM, cross-fitted: no pair is judged by a model that has trained on it.
 
     Interrupted, it goes on from the last epoch when the same command is repeated.
 

@@ -20,7 +20,9 @@ def inspect(
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one a core by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is in the shards: counts, sizes, captions, unreadable samples. Needs no model.
+    """Say what is in the shards, without a model.
+
+    Counts, sizes, captions, and what cannot be read, and why.
 
     \b
     Examples:

@@ -35,7 +35,9 @@ def score(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score every pair against a reference bank, then rank and split: clean, noisy, uncertain.
+    """Score every pair and split the corpus.
+
+    Each is scored against a reference bank, then ranked and split: clean, noisy, uncertain.
 
     Interrupted, it goes on with the shards that are left when the same command is repeated.
 
