@@ -101,7 +101,7 @@ def score(
     todo = [shard for shard in found if not _is_done(out, shard, about["scorer"])]
     if len(todo) < len(found):
         progress.say(f"{len(found) - len(todo):,} of {len(found):,} shards are scored already")
-    scored = _score_shards(scorer, todo, out, batch_size, workers, progress)
+    scored = _score_shards(scorer, about["scorer"], todo, out, batch_size, workers, progress)
     if scored:
         about["seconds"] = round(seconds_before + time.perf_counter() - started, 2)
         write_json(out / OUT_FILE, about)
@@ -109,11 +109,16 @@ def score(
 
 
 def _score_shards(
-    scorer: Scorer, shards: Sequence[Shard], out: Path, batch_size: int, workers: int, progress: Progress
+    scorer: Scorer,
+    fingerprint: str,
+    shards: Sequence[Shard],
+    out: Path,
+    batch_size: int,
+    workers: int,
+    progress: Progress,
 ) -> int:
-    """Score and write the given shards; returns how many samples there were."""
+    """Score and write the given shards; returns how many samples there were. ``fingerprint`` is the scorer's."""
     states = {shard.name: shard_state(shard) for shard in shards}
-    fingerprint = scorer.fingerprint()
     encoder = scorer.models[0].encoder
     stream = ScoringStream(scorer, batch_size)
     written = samples = 0

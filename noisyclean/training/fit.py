@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def fit(
         progress.say(f"{out} is already fitted with this recipe to these shards")
         return record
     checkpoint = Checkpoint(out, key=f"{corpus} {chosen.model_dump_json()}")
-    checkpoint.load()  # what is there may be of another recipe: said before the corpus is decoded
+    state = checkpoint.load()  # what is there may be of another recipe: said before the corpus is decoded
     if not (out / METRICS_FILE).is_file() and (out / RECIPE_FILE).is_file():
         raise UsageError(f"{out}: holds a {RECIPE_FILE} that no fit wrote; give another folder with -o")
     out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def fit(
     (out / METRICS_FILE).touch()
 
     fit_ = _CrossFit(chosen, index, place, progress)
-    fit_.train(out, checkpoint)
+    fit_.train(out, checkpoint, state)
     models = fit_.freeze()
     for fold, model in enumerate(models):
         model.save(fold_directory(out, fold))
@@ -165,11 +166,11 @@ class _CrossFit:
         # None during the warm-up, when all pairs count as clean.
         self.weights: torch.Tensor | None = None
 
-    def train(self, out: Path, checkpoint: Checkpoint) -> None:
-        """Run all epochs, going on from the checkpoint if there is one."""
+    def train(self, out: Path, checkpoint: Checkpoint, state: dict[str, Any] | None) -> None:
+        """Run all epochs, going on from ``state``, which the checkpoint held, if there is one."""
         epochs = self.recipe.optimiser.epochs
         first = 0
-        if (state := checkpoint.load()) is not None:
+        if state is not None:
             first = state["epoch"] + 1
             self.weights = state["weights"]
             for trainer, trainer_state in zip(self.trainers, state["trainers"], strict=True):
