@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from noisyclean.corpus.convert import convert as convert
     from noisyclean.corpus.inspection import inspect as inspect
     from noisyclean.corpus.noise import corrupt as corrupt
+    from noisyclean.corpus.noise_index import apply_index as apply_index
     from noisyclean.corpus.synthetic import generate_corpus as generate_corpus
     from noisyclean.evaluation.demo import demo as demo
     from noisyclean.evaluation.detection import evaluate as evaluate
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Manifest": "noisyclean.manifest.reading",
+    "apply_index": "noisyclean.corpus.noise_index",
+    "convert": "noisyclean.corpus.convert",
     "corrupt": "noisyclean.corpus.noise",
     "demo": "noisyclean.evaluation.demo",
     "evaluate": "noisyclean.evaluation.detection",

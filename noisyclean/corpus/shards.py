@@ -25,6 +25,9 @@ METADATA_EXTENSION = "json"
 MAX_MEMBER_BYTES = 256 * 2**20
 """A larger member is passed over unread: no picture or caption is this large, and memory must stay bounded."""
 
+IMAGE_FAULTS = ("no image", "empty image")
+"""The faults of a sample that lacks nothing but its picture."""
+
 # webdataset's rule: the key is the path up to the first dot of the file name, the extension all that follows it.
 _MEMBER_NAME = re.compile(r"^((?:.*/|)[^./][^./]*)[.]([^/]+)$", re.DOTALL)
 
@@ -156,9 +159,9 @@ def to_sample(shard: str, raw: SampleMembers) -> Sample:
     image = raw.members.get(image_extension(raw.members) or "")
     caption, fault = _read_caption(raw.members, metadata)
     if image is None:
-        fault = "no image"
+        fault = IMAGE_FAULTS[0]
     elif not image:
-        fault = "empty image"
+        fault = IMAGE_FAULTS[1]
     return Sample(
         shard=shard,
         key=raw.key,

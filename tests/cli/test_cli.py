@@ -86,7 +86,7 @@ def test_help_is_quick_because_it_imports_nothing_heavy(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["demo", "fit", "score", "split", "evaluate", "inspect", "corrupt"])
+@pytest.mark.parametrize("command", ["demo", "fit", "score", "split", "evaluate", "inspect", "corrupt", "convert"])
 def test_every_help_has_examples(command: str, tmp_path: Path) -> None:
     assert f"  noisyclean {command}" in noisyclean(command, "--help", cwd=tmp_path).stdout
 
