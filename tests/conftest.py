@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from helpers import Members, encode_noise, write_tar
@@ -21,11 +24,22 @@ from noisyclean.scoring.reference import ReferenceModel, build_bank
 settings.register_profile("noisyclean", deadline=None)
 settings.load_profile("noisyclean")
 
+# An encoder for tests that train: most of what a step and a checkpoint cost is its vocabulary times its width.
+open_clip.add_model_config(Path(__file__).parent / "pico.json")
+
 
 def make_encoder(seed: int) -> DualEncoder:
     """A tiny encoder with random weights."""
     torch.manual_seed(seed)
     return create_encoder("noisyclean-tiny", image_size=32, temperature=0.05)
+
+
+@pytest.fixture(scope="module")
+def one_tokenizer() -> Iterator[None]:
+    """For modules that make encoders by the dozen: reading the vocabulary takes longer than all else about these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_clip, "get_tokenizer", functools.cache(open_clip.get_tokenizer))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,17 @@ import yaml
 
 import noisyclean
 from noisyclean.errors import UsageError
-from noisyclean.recipe import Recipe, load_recipe, parse_recipe, recipe_names
+from noisyclean.recipe import (
+    OBJECTIVES,
+    CrclObjective,
+    InfoNCEObjective,
+    NcrObjective,
+    Recipe,
+    SremObjective,
+    load_recipe,
+    parse_recipe,
+    recipe_names,
+)
 
 ROOT = Path(__file__).parents[1]
 Write = Callable[..., Path]
@@ -150,6 +160,78 @@ class TestOverrides:
         with pytest.raises(UsageError, match=message) as caught:
             load_recipe(None, [override])
         assert "\n" not in str(caught.value)
+
+
+class TestObjectives:
+    @pytest.mark.parametrize("name", OBJECTIVES)
+    def test_each_can_be_chosen_and_written_down(self, write: Write, name: str) -> None:
+        recipe = load_recipe("demo", [f"objective.name={name}"])
+        assert type(recipe.objective) is OBJECTIVES[name]
+        assert recipe.objective.name == name
+        assert load_recipe(write(recipe.to_yaml())) == recipe
+        assert recipe.model_copy(update={"objective": SremObjective(warmup_epochs=1)}) == load_recipe("demo")
+
+    def test_a_file_without_a_name_means_srem(self, write: Write) -> None:
+        for text in ("objective: {}", "objective: {filter_fdr: 0.3}", "seed: 0"):
+            assert isinstance(load_recipe(write(text)).objective, SremObjective)
+        assert load_recipe(write("objective: {name: ncr, co_teaching: true}")).objective == NcrObjective(
+            name="ncr", co_teaching=True
+        )
+
+    def test_another_name_keeps_the_keys_that_both_have(self, write: Write) -> None:
+        path = write("objective: {warmup_epochs: 3, complementary_weight: 0.2, margin: 0.4, filter_fdr: 0.3}")
+        kept = load_recipe(path, ["objective.name=crcl"]).objective
+        assert kept == CrclObjective(name="crcl", warmup_epochs=3, complementary_weight=0.2)
+        assert load_recipe(path, ["objective.name=infonce"]).objective == InfoNCEObjective(name="infonce")
+        assert load_recipe(path, ["objective.name=srem"]) == load_recipe(path)
+        there_and_back = load_recipe(path, ["objective.name=crcl", "objective.name=srem"]).objective
+        assert there_and_back == SremObjective(warmup_epochs=3, complementary_weight=0.2)
+
+    def test_keys_before_and_after_the_name(self) -> None:
+        words = [
+            "objective.warmup_epochs=3",
+            "objective.soft_targets=1",
+            "objective.name=ncr",
+            "objective.mixture=beta",
+        ]
+        expected = NcrObjective(name="ncr", warmup_epochs=3, mixture="beta")
+        assert load_recipe(None, words).objective == expected
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            ("name=srme", r"objective.name: no such objective 'srme'; did you mean srem\?"),
+            ("name=xyzzy", "no such objective 'xyzzy'; there are srem, infonce, vse"),
+            ("name=[srem]", "no such objective"),
+            ("name=null", "no such objective"),
+            ("filter_fd=0.1", r"unknown key objective.filter_fd; did you mean objective.filter_fdr\?"),
+            ("name=ncr mixtur=beta", r"unknown key objective.mixtur; did you mean objective.mixture\?"),
+            ("name=rince expoent=1", r"did you mean objective.exponent\?"),
+            ("name=ncr filter_fdr=0.1", "that is a key of objective srem; ncr has name, warmup_epochs, mixture"),
+            (
+                "name=infonce warmup_epochs=1",
+                "that is a key of objective srem, vse, ncr, decl, crcl; infonce has name$",
+            ),
+            ("name=rcl x.y=1", "unknown key objective.x; objective rcl has name$"),
+            ("margin=0", r"objective.margin: input should be greater than 0 \(got 0\)"),
+            ("name=ncr mixture=gamma", r"objective.mixture: input should be 'gaussian' or 'beta' \(got 'gamma'\)"),
+            ("warmup_epochs=10", "objective.warmup_epochs is 10 and optimiser.epochs 10"),
+            ("name=ncr warmup_epochs=10", "nothing would ever be filtered"),
+        ],
+    )
+    def test_mistakes_name_the_key_and_not_the_union(self, overrides: str, message: str) -> None:
+        with pytest.raises(UsageError, match=message) as caught:
+            load_recipe(None, [f"objective.{one}" for one in overrides.split()])
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("value", ["ncr", "null", "[]"])
+    def test_a_section_that_is_none(self, value: str) -> None:
+        with pytest.raises(UsageError, match=r"^the default recipe: objective"):
+            load_recipe(None, [f"objective={value}"])
+
+    def test_baselines_may_warm_up_for_ever(self) -> None:
+        """Only what filters must come to filtering."""
+        assert load_recipe(None, ["optimiser.epochs=1", "objective.name=vse"]).optimiser.epochs == 1
 
 
 class TestFiles:

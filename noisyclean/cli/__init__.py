@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 import noisyclean
+from noisyclean.cli import bench
+from noisyclean.cli.convert import convert
 from noisyclean.cli.corrupt import corrupt
 from noisyclean.cli.demo import demo
 from noisyclean.cli.evaluate import evaluate
@@ -47,8 +49,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, score, split, evaluate, inspect, corrupt):
+for command in (demo, fit, score, split, evaluate, inspect, corrupt, convert):
     app.command()(_interruptible(command))
+
+benches = typer.Typer(
+    help="Compare methods on known noise, and measure retrieval.", no_args_is_help=True, rich_markup_mode=None
+)
+for measure in (bench.detection, bench.embeddings, bench.retrieval):
+    benches.command()(_interruptible(measure))
+app.add_typer(benches, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -90,8 +91,8 @@ class MemorySource:
     def __init__(self, stream: StreamSource, *, progress: Progress = SILENT) -> None:
         self.index = stream.index
         usable = np.flatnonzero(self.index.usable)
-        # Where each row's pair is held; −1: nowhere, it could not be decoded.
-        self._place = torch.full((len(self.index),), -1, dtype=torch.int64)
+        # Where each row's picture and tokens are held; −1: nowhere, the pair could not be decoded.
+        self._picture_at = torch.full((len(self.index),), -1, dtype=torch.int64)
         count = 0
         with progress.task("decoding the pairs", len(usable), "pairs") as task:
             for part in stream.batches(usable, 1024):
@@ -101,19 +102,48 @@ class MemorySource:
                     self._tokens = part.tokens.new_empty((len(usable), *part.tokens.shape[1:]), dtype=torch.int32)
                 here = slice(count, count + len(part))
                 self._pixels[here], self._tokens[here] = part.pixels, part.tokens
-                self._place[part.rows] = torch.arange(here.start, here.stop)
+                self._picture_at[part.rows] = torch.arange(here.start, here.stop)
                 count += len(part)
                 task.advance(len(part))
+        self._tokens_at = self._picture_at
 
     def batches(self, rows: NDArray[np.int64], batch_size: int, *, shuffle: int | None = None) -> Iterator[Batch]:
         wanted = torch.from_numpy(np.sort(rows))
-        wanted = wanted[self._place[wanted] >= 0]
+        wanted = wanted[(self._picture_at[wanted] >= 0) & (self._tokens_at[wanted] >= 0)]
         if shuffle is not None:
             generator = torch.Generator().manual_seed(shuffle)
             wanted = wanted[torch.randperm(len(wanted), generator=generator)]
         for start in range(0, len(wanted), batch_size):
             part = wanted[start : start + batch_size]
-            yield Batch(part, self._pixels[self._place[part]], self._tokens[self._place[part]])
+            yield Batch(part, self._pixels[self._picture_at[part]], self._tokens[self._tokens_at[part]])
+
+    def with_pictures_of(self, rows: NDArray[np.int64], donors: NDArray[np.int64]) -> MemorySource:
+        """This source, but row ``rows[i]`` shows the picture of row ``donors[i]``; the decoded pixels are shared."""
+        changed = self._copy()
+        changed.index.image[rows] = self.index.image[donors]
+        changed._picture_at[rows] = self._picture_at[donors]
+        return changed
+
+    def with_captions_of(self, rows: NDArray[np.int64], donors: NDArray[np.int64]) -> MemorySource:
+        """This source, but row ``rows[i]`` has the caption of row ``donors[i]``."""
+        changed = self._copy()
+        changed.index.caption[rows] = self.index.caption[donors]
+        changed._tokens_at[rows] = self._tokens_at[donors]
+        return changed
+
+    def with_captions(self, rows: NDArray[np.int64], ids: NDArray[np.int64], tokens: Tensor) -> MemorySource:
+        """This source, but row ``rows[i]`` has a caption of hash ``ids[i]`` and ``tokens[i]``, (R, context) int."""
+        changed = self._copy()
+        changed.index.caption[rows] = ids
+        changed._tokens_at[rows] = torch.arange(len(self._tokens), len(self._tokens) + len(rows))
+        changed._tokens = torch.cat([self._tokens, tokens.to(self._tokens.dtype)])
+        return changed
+
+    def _copy(self) -> MemorySource:
+        other = copy.copy(self)
+        other.index = replace(self.index, caption=self.index.caption.copy(), image=self.index.image.copy())
+        other._picture_at, other._tokens_at = self._picture_at.clone(), self._tokens_at.clone()
+        return other
 
 
 def fits_in_memory(index: CorpusIndex, image_size: tuple[int, int], context_length: int) -> bool:

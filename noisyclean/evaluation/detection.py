@@ -129,7 +129,7 @@ def evaluate(out: Path | str = DEFAULT_OUT, *, truth: Path | str) -> Evaluation:
     clean = (judged["split"] == CLEAN).to_numpy()
     noisy = (judged["split"] == NOISY).to_numpy()
     sizes = rows["split"].value_counts()
-    auroc, precision = _detection(matched, judged["rank"].to_numpy(np.float64))
+    auroc, precision = detection(matched, judged["rank"].to_numpy(np.float64))
     return Evaluation(
         auroc=auroc,
         average_precision=precision,
@@ -184,7 +184,7 @@ def _by_kind(readable: pd.DataFrame) -> dict[str, KindFigures]:
         if not rows["matched"].to_numpy(np.bool_).any() and len(true_ranks):
             ranks = rows["rank"].to_numpy(np.float64)
             matched = np.repeat([True, False], [len(true_ranks), len(ranks)])
-            auroc, _ = _detection(matched, np.concatenate([true_ranks, ranks]))
+            auroc, _ = detection(matched, np.concatenate([true_ranks, ranks]))
         sizes = rows["split"].value_counts()
         figures[str(kind)] = KindFigures(
             len(rows), auroc, *(int(sizes.get(one, 0)) for one in (CLEAN, NOISY, UNCERTAIN))
@@ -192,7 +192,13 @@ def _by_kind(readable: pd.DataFrame) -> dict[str, KindFigures]:
     return figures
 
 
-def _detection(matched: np.ndarray[Any, Any], rank: np.ndarray[Any, Any]) -> tuple[float | None, float | None]:
+def detection(matched: np.ndarray[Any, Any], rank: np.ndarray[Any, Any]) -> tuple[float | None, float | None]:
+    """AUROC and average precision of finding mismatches, which should rank last; None where there is but one kind.
+
+    Args:
+        matched: (N,) bool.
+        rank: (N,) numbers, lower is better matched.
+    """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     if matched.all() or not matched.any():

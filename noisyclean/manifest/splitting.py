@@ -2,7 +2,7 @@
 
 The three-way rule, with α the mismatch rate that is asked for:
 
-* **clean**: q-value ≤ α and a swapped entropy below the top 2 % of those;
+* **clean**: q-value ≤ α, not noisy, and a swapped entropy below the top 2 % of those;
 * **noisy**: match probability ≤ α, that is a mismatch with probability ≥ 1 − α;
 * **uncertain**: between the two, or held back from clean for its swapped entropy;
 * **unreadable**: no usable image or caption; ``reason`` says what is wrong.

@@ -1,105 +1,18 @@
-"""The typed recipe: everything ``fit`` can be told, read from YAML and ``--set key=value``."""
+"""Reading a recipe from YAML and ``--set key=value``, with errors that name the key."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from noisyclean.errors import UsageError
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EncoderRecipe(_Section):
-    """Which dual encoder is trained, and from what weights."""
-
-    name: str = Field("noisyclean-tiny", description="an open_clip model name, or one of noisyclean's own")
-    pretrained: str | None = Field(None, description="an open_clip tag or a weights file to start from; null: scratch")
-    image_size: int | None = Field(None, ge=16, description="side of the input picture in pixels; null: the model's")
-    context_length: int | None = Field(None, ge=4, description="caption tokens kept; null: the model's")
-    temperature: float | None = Field(
-        None, gt=0, description="initial softmax temperature; null: that of the pretrained weights, from scratch 0.05"
-    )
-
-
-class DataRecipe(_Section):
-    """How pairs reach the model."""
-
-    workers: int | None = Field(None, ge=0, description="decoding processes; null: chosen for the machine")
-    cache: Literal["auto", "memory", "stream"] = Field(
-        "auto", description="hold decoded pictures in memory, or decode them each epoch; auto: memory if they fit"
-    )
-    holdout: float = Field(0.03, ge=0, lt=0.5, description="share of the pairs that no model trains on, for validation")
-    shuffle_buffer: int = Field(8192, ge=1, description="pairs shuffled together while streaming")
-
-
-class OptimiserRecipe(_Section):
-    """AdamW with a linear warm-up and a cosine decay to zero."""
-
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(128, ge=2)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps over which the learning rate rises")
-    gradient_clip: float = Field(1.0, gt=0, description="largest global norm of the gradient")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
-    shift: int = Field(0, ge=0, description="augmentation: each picture moved by up to this many pixels")
-
-
-class ObjectiveRecipe(_Section):
-    """The SREM objective: clean-weighted contrastive loss + λ · complementary loss."""
-
-    warmup_epochs: int = Field(2, ge=1, description="epochs in which every pair counts as clean; fewer than the epochs")
-    complementary_weight: float = Field(0.05, ge=0, description="λ of the complementary loss over all pairs")
-    complementary: Literal["simple", "transition"] = Field(
-        "simple", description="form of the complementary loss: of each p alone, or through a transition matrix"
-    )
-    complementary_bias: float = Field(
-        0.0, ge=0, description="0: all negatives count alike; 1: in proportion to the softmax over the negatives"
-    )
-    entropy_weighting: Literal["none", "swapped"] = Field(
-        "none", description="swapped: the other modality's prediction entropy weights this modality's loss"
-    )
-
-
-class BankRecipe(_Section):
-    """The reference bank each pair is scored against."""
-
-    size: int = Field(8192, ge=16, description="pairs in the bank of each fold")
-
-
-class Recipe(_Section):
-    """Everything ``fit`` can be told. Unknown keys are errors."""
-
-    encoder: EncoderRecipe = EncoderRecipe()
-    data: DataRecipe = DataRecipe()
-    optimiser: OptimiserRecipe = OptimiserRecipe()
-    objective: ObjectiveRecipe = ObjectiveRecipe()
-    bank: BankRecipe = BankRecipe()
-    folds: int = Field(
-        2, ge=2, le=16, description="cross-fitting folds: each pair is scored by a model that never saw it"
-    )
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _filters_at_all(self) -> Recipe:
-        if self.objective.warmup_epochs >= self.optimiser.epochs:
-            raise ValueError(
-                f"objective.warmup_epochs is {self.objective.warmup_epochs} and optimiser.epochs "
-                f"{self.optimiser.epochs}: nothing would ever be filtered; lower the one or raise the other"
-            )
-        return self
-
-    def to_yaml(self) -> str:
-        """The whole recipe, defaults spelt out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+from noisyclean.recipe.objectives import OBJECTIVES
+from noisyclean.recipe.recipe import Recipe
 
 
 def load_recipe(name: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -137,7 +50,7 @@ def recipe_names() -> list[str]:
 
 
 def _home() -> Path:
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
@@ -186,22 +99,43 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise UsageError(f"--set {override}: {parent} holds a value, not keys")
+    if key == "objective.name" and str(value) in OBJECTIVES and value != values.get("name", "srem"):
+        # Another objective is meant: of the recipe's own it keeps the keys that both have.
+        for other in set(values) - set(OBJECTIVES[value].model_fields):
+            del values[other]
     values[leaf] = value
 
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    where = [str(part) for part in first["loc"]]
+    objective = None
+    if where[:1] == ["objective"]:
+        # The keys of a union have the name of the member in them, which is no key of the file.
+        objective = where.pop(1) if len(where) > 1 else str(first.get("ctx", {}).get("tag"))
+    key = ".".join(where)
+    if first["type"] == "union_tag_invalid":
+        near = difflib.get_close_matches(str(objective), OBJECTIVES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(OBJECTIVES)}"
+        return f"objective.name: no such objective {objective!r}; {hint}"
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}; {_nearest(key)}"
+        return f"unknown key {key}; {_nearest(key, objective or 'srem')}"
     if not key:
         return first["msg"].removeprefix("Value error, ")
-    return f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]} (got {first['input']!r})"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[:1].lower()}{message[1:]} (got {first['input']!r})"
 
 
-def _nearest(key: str) -> str:
-    known = list(_keys(Recipe))
+def _nearest(key: str, objective: str) -> str:
     leaf = key.rpartition(".")[2]
+    if key.startswith("objective."):
+        keys = list(OBJECTIVES[objective].model_fields)
+        # What is a key of another objective is no slip of the pen.
+        if others := [name for name, other in OBJECTIVES.items() if leaf in other.model_fields]:
+            return f"that is a key of objective {', '.join(others)}; {objective} has {', '.join(keys)}"
+        near = difflib.get_close_matches(leaf, keys, 1)
+        return f"did you mean objective.{near[0]}?" if near else f"objective {objective} has {', '.join(keys)}"
+    known = [*_keys(Recipe), *_keys(OBJECTIVES[objective], "objective.")]
     near = difflib.get_close_matches(key, known, 1) or [
         one for one in known if difflib.get_close_matches(leaf, [one.rpartition(".")[2]], 1)
     ]

@@ -16,22 +16,13 @@ outside autocast.
 from noisyclean.srem.bank import PairStatistics, bank_statistics, null_match_scores
 from noisyclean.srem.complementary import complementary_loss, transition_complementary_loss
 from noisyclean.srem.energy import energy, pair_energies
-from noisyclean.srem.entropy import normalised_entropy, swapped_cross_entropy, swapped_weights
+from noisyclean.srem.entropy import normalised_entropy, swapped_cross_entropy, swapped_pair_weight, swapped_weights
 from noisyclean.srem.filtration import agreement, match_score
 from noisyclean.srem.logits import pair_logits
-from noisyclean.srem.objective import (
-    Complementary,
-    EntropyWeighting,
-    SremLoss,
-    srem_loss,
-    weighted_contrastive_loss,
-)
+from noisyclean.srem.objective import soft_target_loss, weighted_contrastive_loss
 
 __all__ = [
-    "Complementary",
-    "EntropyWeighting",
     "PairStatistics",
-    "SremLoss",
     "agreement",
     "bank_statistics",
     "complementary_loss",
@@ -41,8 +32,9 @@ __all__ = [
     "null_match_scores",
     "pair_energies",
     "pair_logits",
-    "srem_loss",
+    "soft_target_loss",
     "swapped_cross_entropy",
+    "swapped_pair_weight",
     "swapped_weights",
     "transition_complementary_loss",
     "weighted_contrastive_loss",

@@ -43,6 +43,21 @@ def swapped_weights(logits: Tensor) -> tuple[Tensor, Tensor]:
     return 1.0 - normalised_entropy(logits, dim=0), 1.0 - normalised_entropy(logits, dim=1)
 
 
+def swapped_pair_weight(logits: Tensor) -> Tensor:
+    """Reading (b) as a weight: w_i = max(0, 1 − H_s(i)/log B), one for both directions. *Ours*.
+
+    Where both modalities predict the same, it is the weight of reading (a); where they contradict each other, less.
+
+    Args:
+        logits: float ``[B, B]``, see :func:`noisyclean.srem.pair_logits`.
+
+    Returns:
+        Float ``[B]`` in [0, 1], same dtype; 1 when B = 1.
+    """
+    entropy = swapped_cross_entropy(logits, logits.T)
+    return (1.0 - entropy / (math.log(len(logits)) or 1.0)).clamp(0.0, 1.0)
+
+
 def swapped_cross_entropy(image_logits: Tensor, text_logits: Tensor) -> Tensor:
     """Reading (b): H_s(i) = −½ Σ_j [p_ij log r_ij + r_ij log p_ij], whether the two predictions agree. *Ours*.
 

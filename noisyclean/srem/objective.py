@@ -1,25 +1,9 @@
-"""The training objective: learn from the pairs that look clean, and from every pair what it is not."""
+"""The losses of the matching classification: of the pairs that look clean, and against another model's predictions."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias, assert_never
-
 import torch
 from torch import Tensor
-
-from noisyclean.srem.complementary import complementary_loss, transition_complementary_loss
-from noisyclean.srem.entropy import swapped_weights
-
-EntropyWeighting: TypeAlias = Literal["none", "swapped"]
-Complementary: TypeAlias = Literal["simple", "transition"]
-
-
-class SremLoss(NamedTuple):
-    """The objective and its two terms, scalars; ``total`` = ``contrastive`` + λ·``complementary``."""
-
-    total: Tensor
-    contrastive: Tensor
-    complementary: Tensor
 
 
 def weighted_contrastive_loss(
@@ -54,60 +38,29 @@ def weighted_contrastive_loss(
     ) / 2
 
 
-def srem_loss(
-    logits: Tensor,
-    weights: Tensor | None,
-    *,
-    complementary_weight: float,
-    similarity_bias: Tensor | float = 0.0,
-    entropy_weighting: EntropyWeighting = "none",
-    complementary: Complementary = "simple",
-) -> SremLoss:
-    """L = Σ_i w_i ℓ_i / Σ_i w_i + λ · complementary loss over all pairs. The sum is *ours*, its two terms are *stated*.
+def soft_target_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The symmetric cross-entropy against another model's predictions instead of the pairs' own classes. *Ours*.
 
-    The complementary term is the mean over pairs of a sum over their B − 1 negatives.
+    −½ mean_i Σ_j [p*_ij log p_ij + r*_ij log r_ij] with p*, r* the softmax of the teacher's logits. Every pair has a
+    target that does not rest on its being matched: which of the batch's captions would fit the image, and the reverse.
 
     Args:
         logits: float ``[B, B]``, see :func:`noisyclean.srem.pair_logits`.
-        weights: float ``[B]``, ≥ 0: how clean each pair is held to be, such as its match probability, or 0 and 1 for a
-            hard selection. None: all the same, as in the warm-up. Held constant.
-        complementary_weight: λ ≥ 0. Near 1 the complementary term swamps the other.
-        similarity_bias: see :func:`noisyclean.srem.complementary_loss`.
-        entropy_weighting: ``"swapped"`` multiplies the weights of each direction by
-            :func:`noisyclean.srem.swapped_weights`, held constant.
-        complementary: the ``"simple"`` form or the one by a ``"transition"`` matrix,
-            :func:`noisyclean.srem.transition_complementary_loss`.
+        teacher_logits: float ``[B, B]``, held constant; −inf leaves a candidate out, of the student's softmax too.
+            The diagonal is finite.
 
     Returns:
-        The loss and its terms, scalars, same dtype.
+        Scalar, ≥ 0, same dtype; least, the mean entropy of the teacher's predictions, where the two agree.
     """
-    image_weights: Tensor | None
-    text_weights: Tensor | None
-    match entropy_weighting:
-        case "none":
-            image_weights = text_weights = None
-        case "swapped":
-            image_weights, text_weights = swapped_weights(logits.detach())
-        case _:
-            assert_never(entropy_weighting)
-    match complementary:
-        case "simple":
-            complementary_mean = complementary_loss(logits, similarity_bias)
-        case "transition":
-            complementary_mean = transition_complementary_loss(logits, similarity_bias)
-        case _:
-            assert_never(complementary)
-    # As a sum over a pair's B − 1 negatives, which is RCL's own scale: the mean would vanish beside the other term, the
-    # more so the larger the batch.
-    complementary_term = (len(logits) - 1) * complementary_mean
-    contrastive_term = weighted_contrastive_loss(
-        logits, weights, image_weights=image_weights, text_weights=text_weights
-    )
-    return SremLoss(
-        total=contrastive_term + complementary_weight * complementary_term,
-        contrastive=contrastive_term,
-        complementary=complementary_term,
-    )
+    teacher_logits = teacher_logits.detach()
+    logits = logits.masked_fill(teacher_logits == -torch.inf, -torch.inf)
+    return (_cross_entropy(logits, teacher_logits) + _cross_entropy(logits.T, teacher_logits.T)) / 2
+
+
+def _cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    # A candidate that is left out would contribute 0 · −inf = nan.
+    log_p = logits.log_softmax(dim=1).clamp_min(torch.finfo(logits.dtype).min)
+    return -(teacher_logits.softmax(dim=1) * log_p).sum(dim=1).mean()
 
 
 def _weighted_mean(loss: Tensor, weights: Tensor) -> Tensor:

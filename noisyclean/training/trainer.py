@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,27 +16,25 @@ from noisyclean.corpus.source import Batch, PairSource
 from noisyclean.device import choose_dtype
 from noisyclean.encoders import DualEncoder
 from noisyclean.errors import NoisycleanError
-from noisyclean.recipe import ObjectiveRecipe, OptimiserRecipe
-from noisyclean.srem import pair_logits, srem_loss, weighted_contrastive_loss
+from noisyclean.recipe import OptimiserRecipe
+from noisyclean.srem import pair_logits, weighted_contrastive_loss
+from noisyclean.training.objectives import Objective, Step
 
 MAX_LOGIT_SCALE = math.log(100)
 """open_clip's own bound: τ never falls below 0.01."""
 
 
-@dataclass(frozen=True)
-class EpochMeans:
-    """Means over the steps of an epoch."""
+class Teacher(Protocol):
+    """What knows the predictions of the models that never saw a batch's pairs."""
 
-    loss: float
-    contrastive: float
-    complementary: float
-    gradient_norm: float
+    def logits(self, rows: Tensor) -> Tensor:
+        """(B,) rows → (B, B) logits."""
 
 
 class FoldTrainer:
     """One fold's encoder with its optimiser; steps through epochs of the pairs it may see."""
 
-    def __init__(self, encoder: DualEncoder, optimiser: OptimiserRecipe, objective: ObjectiveRecipe) -> None:
+    def __init__(self, encoder: DualEncoder, optimiser: OptimiserRecipe, objective: Objective) -> None:
         self.encoder = encoder
         self.recipe = optimiser
         self.objective = objective
@@ -62,24 +60,29 @@ class FoldTrainer:
         source: PairSource,
         rows: NDArray[np.int64],
         weights: Tensor | None,
+        teacher: Teacher | None = None,
         *,
         epoch: int,
         seed: int,
         on_step: Callable[[int, float], None],
-    ) -> EpochMeans:
+    ) -> dict[str, float]:
         """One pass over ``rows`` in an order drawn from ``seed``.
 
         Args:
             epoch: which of the recipe's epochs, from 0.
             weights: (N,) float32 over the whole index, how clean each pair is held to be; None: all count as clean.
+            teacher: for soft targets.
             on_step: called after each step with its number of pairs and its loss.
+
+        Returns:
+            Means over the steps, of the objective's terms and the gradient's norm.
 
         Raises:
             NoisycleanError: the loss is no longer finite.
         """
         self.encoder.model.train()
         generator = torch.Generator().manual_seed(seed)
-        totals = torch.zeros(4, dtype=torch.float64)
+        totals: Counter[str] = Counter()
         steps = seen = 0
         for batch in source.batches(rows, self.recipe.batch_size, shuffle=seed):
             # A handful of left-over pairs would be a classification among too few; they have their turn next epoch.
@@ -87,32 +90,35 @@ class FoldTrainer:
                 continue
             seen += len(batch)
             self.progress = min((epoch + seen / len(rows)) / self.recipe.epochs, 1.0)
-            figures = self._step(shift_pictures(batch, self.recipe.shift, generator), weights)
-            if not math.isfinite(figures[0]):
+            figures = self._step(shift_pictures(batch, self.recipe.shift, generator), weights, teacher, epoch)
+            if not math.isfinite(figures["loss"]):
                 raise NoisycleanError(
-                    f"the loss became {figures[0]} in epoch {epoch + 1}; lower optimiser.learning_rate and fit again"
+                    f"the loss became {figures['loss']} in epoch {epoch + 1}; lower optimiser.learning_rate and fit "
+                    "again"
                 )
-            totals += torch.tensor(figures, dtype=torch.float64)
+            totals.update(figures)
             steps += 1
-            on_step(len(batch), figures[0])
-        return EpochMeans(*(totals / max(steps, 1)).tolist())
+            on_step(len(batch), figures["loss"])
+        return {name: total / steps for name, total in totals.items()}
 
-    def _step(self, batch: Batch, weights: Tensor | None) -> tuple[float, float, float, float]:
+    def _step(self, batch: Batch, weights: Tensor | None, teacher: Teacher | None, epoch: int) -> dict[str, float]:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
         with torch.autocast(self.encoder.device.type, self.dtype, enabled=self.dtype is not None):
             image = self.encoder.encode_image(batch.pixels)
             text = self.encoder.encode_text(batch.tokens)
-        logits = pair_logits(image.float(), text.float(), self.encoder.temperature)
-        loss = srem_loss(
-            logits,
-            None if weights is None else weights[batch.rows].to(logits.device),
-            complementary_weight=self.objective.complementary_weight,
-            similarity_bias=self.objective.complementary_bias,
-            entropy_weighting=self.objective.entropy_weighting,
-            complementary=self.objective.complementary,
+        terms = self.objective.terms(
+            Step(
+                similarity=image.float() @ text.float().T,
+                temperature=self.encoder.temperature,
+                rows=batch.rows,
+                weights=None if weights is None else weights[batch.rows].to(image.device),
+                teacher_logits=None if teacher is None else teacher.logits(batch.rows).to(image.device),
+                epoch=epoch,
+                progress=self.progress,
+            )
         )
-        self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(terms["loss"]).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.encoder.model.parameters(), self.recipe.gradient_clip)
         self.scaler.step(self.optimiser)
@@ -120,7 +126,7 @@ class FoldTrainer:
         self.optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             self.encoder.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)  # type: ignore[operator]
-        return loss.total.item(), loss.contrastive.item(), loss.complementary.item(), norm.item()
+        return {**{name: term.item() for name, term in terms.items()}, "gradient_norm": norm.item()}
 
     def holdout_loss(self, source: PairSource, rows: NDArray[np.int64]) -> float | None:
         """Mean InfoNCE of pairs no model trains on, noise and all; None if there are not even two.
@@ -145,6 +151,7 @@ class FoldTrainer:
             "model": self.encoder.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "objective": self.objective.state,
             "progress": self.progress,
         }
 
@@ -153,6 +160,7 @@ class FoldTrainer:
         self.encoder.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
+        self.objective.state.update(state["objective"])
         self.progress = state["progress"]
 
 

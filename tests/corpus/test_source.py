@@ -109,6 +109,72 @@ def test_memory_of_nothing(faulty_index: CorpusIndex, encoder: DualEncoder) -> N
     assert list(memory.batches(np.array([0]), 8)) == []
 
 
+class TestPlanted:
+    """Sources that differ from another in a few pairs: what noise is planted in without a copy of the pictures."""
+
+    TO, FROM = np.array([0, 100, 3, 5]), np.array([100, 0, 170, 3])
+
+    def batch(self, source: MemorySource, usable: np.ndarray) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        (batch,) = source.batches(usable, 1000)
+        return {row: (batch.pixels[at], batch.tokens[at]) for at, row in enumerate(batch.rows.tolist())}
+
+    @pytest.mark.parametrize("what", ["pictures", "captions"])
+    def test_exactly_these_are_passed_on(self, what: str, memory: MemorySource, usable: np.ndarray) -> None:
+        change = memory.with_pictures_of if what == "pictures" else memory.with_captions_of
+        changed = change(self.TO, self.FROM)
+        donor = {
+            **{row: row for row in usable.tolist()},
+            **dict(zip(self.TO.tolist(), self.FROM.tolist(), strict=True)),
+        }
+        before, after = self.batch(memory, usable), self.batch(changed, usable)
+        assert before.keys() == after.keys()
+        for row, (pixels, tokens) in after.items():
+            picture, caption = (donor[row], row) if what == "pictures" else (row, donor[row])
+            assert torch.equal(pixels, before[picture][0])
+            assert torch.equal(tokens, before[caption][1])
+            assert changed.index.image[row] == memory.index.image[picture]
+            assert changed.index.caption[row] == memory.index.caption[caption]
+        np.testing.assert_array_equal(changed.index.pair, memory.index.pair)
+        assert changed._pixels is memory._pixels
+
+    def test_captions_of_ones_own(self, memory: MemorySource, encoder: DualEncoder, usable: np.ndarray) -> None:
+        rows = np.array([170, 2])
+        tokens = encoder.preprocessor.tokens(["nothing at all", "click to enlarge"])
+        changed = memory.with_captions(rows, np.array([7, 8]), tokens)
+        before, after = self.batch(memory, usable), self.batch(changed, usable)
+        for row, (pixels, found) in after.items():
+            assert torch.equal(pixels, before[row][0])
+            expected = tokens[rows.tolist().index(row)] if row in rows else before[row][1]
+            assert torch.equal(found.long(), expected.long())
+        assert changed.index.caption[rows].tolist() == [7, 8]
+
+    def test_the_original_stays_as_it_is(self, memory: MemorySource, encoder: DualEncoder, usable: np.ndarray) -> None:
+        before, fingerprint = self.batch(memory, usable), memory.index.fingerprint()
+        both = memory.with_pictures_of(self.TO, self.FROM).with_captions_of(self.TO, self.FROM)
+        both.with_captions(self.TO, self.TO, encoder.preprocessor.tokens(["x"] * len(self.TO)))
+        assert memory.index.fingerprint() == fingerprint
+        for row, (pixels, tokens) in self.batch(memory, usable).items():
+            assert torch.equal(pixels, before[row][0])
+            assert torch.equal(tokens, before[row][1])
+        # Picture and caption of one donor are a true pair again.
+        assert torch.equal(self.batch(both, usable)[3][0], before[170][0])
+        assert torch.equal(self.batch(both, usable)[3][1], before[170][1])
+
+    def test_a_donor_that_cannot_be_decoded_leaves_no_pair(self, memory: MemorySource, usable: np.ndarray) -> None:
+        for changed in (
+            memory.with_pictures_of(np.array([0]), np.array([7])),
+            memory.with_captions_of(np.array([0]), np.array([7])),
+        ):
+            rows = rows_of(list(changed.batches(usable, 32, shuffle=1)))
+            assert set(usable.tolist()) - set(rows) == {0, *UNDECODABLE}
+
+    def test_nothing_changed(self, memory: MemorySource, usable: np.ndarray) -> None:
+        none = np.zeros(0, np.int64)
+        for same in (memory.with_pictures_of(none, none), memory.with_captions_of(none, none)):
+            assert same.index.fingerprint() == memory.index.fingerprint()
+            assert self.batch(same, usable).keys() == self.batch(memory, usable).keys()
+
+
 def test_fits_in_memory(faulty_index: CorpusIndex) -> None:
     assert fits_in_memory(faulty_index, (32, 32), 16)
     assert not fits_in_memory(faulty_index, (2**20, 2**20), 16)

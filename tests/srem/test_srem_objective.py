@@ -5,16 +5,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from noisyclean.srem import (
-    Complementary,
-    EntropyWeighting,
-    SremLoss,
-    complementary_loss,
-    srem_loss,
-    swapped_weights,
-    transition_complementary_loss,
-    weighted_contrastive_loss,
-)
+from noisyclean.srem import soft_target_loss, weighted_contrastive_loss
 
 SIZE = 7
 
@@ -69,82 +60,34 @@ def test_no_clean_pair_means_no_contrastive_loss_and_no_gradient(logits: Tensor)
     assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("entropy_weighting", ["none", "swapped"])
-@pytest.mark.parametrize("complementary", ["simple", "transition"])
-def test_the_total_is_the_sum_of_its_terms(
-    logits: Tensor, weights: Tensor, entropy_weighting: EntropyWeighting, complementary: Complementary
-) -> None:
-    loss = srem_loss(
-        logits,
-        weights,
-        complementary_weight=0.2,
-        similarity_bias=0.1,
-        entropy_weighting=entropy_weighting,
-        complementary=complementary,
-    )
-    image_weights, text_weights = swapped_weights(logits) if entropy_weighting == "swapped" else (None, None)
-    contrastive = weighted_contrastive_loss(logits, weights, image_weights=image_weights, text_weights=text_weights)
-    term = complementary_loss if complementary == "simple" else transition_complementary_loss
-    summed = (SIZE - 1) * term(logits, 0.1)
-    expected = SremLoss(contrastive + 0.2 * summed, contrastive, summed)
-    torch.testing.assert_close(loss, expected)
-
-
-@pytest.mark.parametrize("entropy_weighting", ["none", "swapped"])
-def test_the_loss_ignores_the_order_of_pairs_and_modalities(
-    logits: Tensor, weights: Tensor, entropy_weighting: EntropyWeighting
-) -> None:
-    def loss(z: Tensor, w: Tensor) -> SremLoss:
-        return srem_loss(z, w, complementary_weight=0.2, similarity_bias=0.1, entropy_weighting=entropy_weighting)
-
-    order = torch.randperm(SIZE)
-    torch.testing.assert_close(loss(logits[order][:, order], weights[order]), loss(logits, weights))
-    torch.testing.assert_close(loss(logits.T, weights), loss(logits, weights))
-
-
-@pytest.mark.parametrize("complementary", ["simple", "transition"])
-def test_gradients_equal_finite_differences(logits: Tensor, weights: Tensor, complementary: Complementary) -> None:
-    def total(z: Tensor) -> Tensor:
-        return srem_loss(z, weights, complementary_weight=0.5, complementary=complementary).total
-
-    assert torch.autograd.gradcheck(total, logits.requires_grad_())
-
-
 def test_all_weights_are_held_constant(logits: Tensor, weights: Tensor) -> None:
     logits.requires_grad_()
     weights.requires_grad_()
-    loss = srem_loss(logits, weights, complementary_weight=0.0, entropy_weighting="swapped").total
-    gradient, weight_gradient = torch.autograd.grad(loss, (logits, weights), allow_unused=True)
+    loss = weighted_contrastive_loss(logits, weights, image_weights=weights, text_weights=weights)
+    _, weight_gradient = torch.autograd.grad(loss, (logits, weights), allow_unused=True)
     assert weight_gradient is None
-    image_weights, text_weights = (w.detach() for w in swapped_weights(logits))
-    frozen = weighted_contrastive_loss(logits, weights, image_weights=image_weights, text_weights=text_weights)
-    torch.testing.assert_close(gradient, torch.autograd.grad(frozen, logits)[0])
 
 
-@pytest.mark.parametrize("entropy_weighting", ["none", "swapped"])
-@pytest.mark.parametrize("complementary", ["simple", "transition"])
-@pytest.mark.parametrize("temperature", [0.05, 0.01])
-def test_extreme_logits_have_finite_losses_and_gradients(
-    entropy_weighting: EntropyWeighting, complementary: Complementary, temperature: float
-) -> None:
-    signs = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).sign()
-    logits = (100 / temperature * signs).requires_grad_()
-    loss = srem_loss(
-        logits,
-        torch.ones(8),
-        complementary_weight=0.2,
-        similarity_bias=0.1,
-        entropy_weighting=entropy_weighting,
-        complementary=complementary,
-    )
-    loss.total.backward()
-    assert loss.total.isfinite()
-    assert logits.grad is not None
-    assert logits.grad.isfinite().all()
+def test_soft_targets_are_a_cross_entropy_both_ways(logits: Tensor) -> None:
+    teacher = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = (cross_entropy(logits, teacher.softmax(1)) + cross_entropy(logits.T, teacher.T.softmax(1))) / 2
+    torch.testing.assert_close(soft_target_loss(logits, teacher), expected)
 
 
-def test_a_lone_pair_can_be_trained_on() -> None:
-    logits = torch.tensor([[20.0]], requires_grad=True)
-    loss = srem_loss(logits, None, complementary_weight=0.2, entropy_weighting="swapped")
-    loss.total.backward()
-    assert [term.item() for term in loss] == [0.0, 0.0, 0.0]
+def test_nothing_is_left_to_learn_where_the_teacher_is_matched(logits: Tensor) -> None:
+    student = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(soft_target_loss(student, logits), student)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+
+
+def test_a_masked_candidate_is_neither_target_nor_rival(logits: Tensor) -> None:
+    """Two groups with nothing between them are as two batches, each weighted by its size."""
+    groups = [torch.arange(3), torch.arange(3, SIZE)]
+    masked = torch.full_like(logits, -torch.inf)
+    for group in groups:
+        masked[group[:, None], group] = logits[group[:, None], group]
+    student = (2 * logits).requires_grad_()
+    value = soft_target_loss(student, masked)
+    parts = [soft_target_loss(student[g][:, g], logits[g][:, g]) * len(g) / SIZE for g in groups]
+    torch.testing.assert_close(value, torch.stack(parts).sum())
+    assert torch.autograd.grad(value, student)[0].isfinite().all()

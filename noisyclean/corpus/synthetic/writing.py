@@ -60,7 +60,7 @@ class _Sample(NamedTuple):
 
 
 def generate_corpus(
-    directory: Path,
+    directory: Path | str,
     *,
     pairs: int,
     seed: int = 0,
@@ -97,6 +97,7 @@ def generate_corpus(
         UsageError: for a number out of its range, or a directory that holds shards already.
     """
     sampler = PairSampler(seed, near_duplicates, wrong_attribute, uninformative)
+    directory = Path(directory)
     _check_numbers(pairs, image_size, pairs_per_shard)
     _check_directory(directory)
     spans = [range(start, min(start + pairs_per_shard, pairs)) for start in range(0, pairs, pairs_per_shard)]

@@ -1,0 +1,165 @@
+"""``noisyclean bench``: compare methods on known noise, and measure retrieval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from noisyclean.cli.options import AsJson, Device
+
+T = TypeVar("T", int, float)
+
+
+def detection(
+    shards: Annotated[
+        list[str] | None,
+        typer.Argument(help="A corpus of true pairs.  [default: the embedded corpus]", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results, tables and figures.")] = Path(
+        "noisyclean-bench"
+    ),
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="The base recipe, the same for all methods.")] = "bench",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the base recipe; may be repeated."),
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, with commas between.")
+    ] = "srem,oracle,infonce,vse,ncr,decl,rcl,crcl,rince",
+    noise: Annotated[str, typer.Option(help="Shares of the pairs to make wrong.")] = "0.2,0.4,0.6,0.8",
+    protocol: Annotated[str, typer.Option(help="Noise protocols, as `corrupt` has them.")] = "caption",
+    seeds: Annotated[str, typer.Option(help="Seeds, or how many (`3` is `0,1,2`).")] = "3",
+    pairs: Annotated[int, typer.Option(min=500, help="Size of the embedded corpus.")] = 4000,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time.  [default: one a core; on a GPU one]", show_default=False)
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Methods × noise rates × seeds: who finds the mismatches?
+
+    Every method trains the same encoder on the same pairs for as long. Interrupted, or with more methods or seeds, it
+    goes on where it was.
+
+    \b
+    Examples:
+      noisyclean bench detection
+      noisyclean bench detection shards/ -o table/ --methods srem,infonce,ncr --noise 0.4 --seeds 1
+    """
+    from rich.markup import escape
+
+    from noisyclean.cli.console import console, print_json, progress_bar
+    from noisyclean.evaluation.bench.detection import bench_detection
+
+    with progress_bar() as progress:
+        tables = bench_detection(
+            shards or None,
+            out=out,
+            recipe=recipe,
+            overrides=set_ or (),
+            methods=_words(methods),
+            protocols=_words(protocol),
+            rates=_numbers(noise, "--noise", float),
+            seeds=_seeds(seeds),
+            pairs=pairs,
+            jobs=jobs,
+            device=device,
+            progress=progress,
+        )
+    if as_json:
+        summary = tables.summary.astype(object)
+        print_json(summary.where(summary.notna(), None).to_dict("records"))
+        return
+    console.out.print(escape(tables.markdown.read_text(encoding="utf-8")))
+    for path in (tables.markdown, tables.parquet, *tables.figures):
+        console.out.print(escape(str(path)))
+    if not tables.figures:
+        console.err.print("no figures: `pip install 'noisyclean[bench]'` brings matplotlib")
+
+
+def embeddings(
+    file: Annotated[Path, typer.Argument(help="An .npz with embeddings of true pairs.")],
+    noise: Annotated[str, typer.Option(help="Shares of the pairs to make wrong.")] = "0.1,0.2,0.4,0.6,0.8",
+    seeds: Annotated[str, typer.Option(help="Seeds, or how many (`3` is `0,1,2`).")] = "10",
+    as_json: AsJson = False,
+) -> None:
+    """Training-free scores on precomputed embeddings.
+
+    \b
+    Examples:
+      noisyclean bench embeddings coco500.npz
+    """
+    from noisyclean.cli.console import console, print_json
+    from noisyclean.evaluation.embedding_bench import bench_embeddings, embeddings_markdown
+
+    table = bench_embeddings(file, rates=_numbers(noise, "--noise", float), seeds=_seeds(seeds))
+    if as_json:
+        print_json(table.to_dict("records"))
+        return
+    console.out.print(embeddings_markdown(table), markup=False)
+
+
+def retrieval(
+    shards: Annotated[list[str], typer.Argument(help="Shards of true pairs, one sample a caption.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A RUN, or any open_clip model.")] = "noisyclean-run",
+    five_fold: Annotated[bool, typer.Option(help="MS-COCO's 1K protocol: the mean of five fifths.")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """R@1, R@5, R@10 both ways and their sum.
+
+    Pairs with the same picture are one image with several captions.
+
+    \b
+    Examples:
+      noisyclean bench retrieval test-shards/ -m run
+      noisyclean bench retrieval coco-test/ -m ViT-B-32/laion2b_s34b_b79k --five-fold
+    """
+    from noisyclean.cli.console import console, print_json, progress_bar
+    from noisyclean.evaluation.bench.retrieval import bench_retrieval
+
+    with progress_bar() as progress:
+        found = bench_retrieval(shards, model=model, five_fold=five_fold, device=device, progress=progress)
+    if as_json:
+        print_json([one.to_dict() for one in found])
+        return
+    for fold, one in enumerate(found):
+        of = f"fold {fold}: " if len(found) > 1 else ""
+        console.out.print(
+            f"{of}image → text R@1/5/10 {_percentages(one.image_to_text)}, "
+            f"text → image {_percentages(one.text_to_image)}, rSum {one.rsum:.1f}",
+            markup=False,
+        )
+
+
+def _percentages(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.1f}" for value in values)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str, option: str, kind: type[T]) -> list[T]:
+    from noisyclean.errors import UsageError
+
+    try:
+        numbers = [kind(word) for word in _words(text)]
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: give numbers with commas between, such as 0.2,0.4") from error
+    if not numbers:
+        raise UsageError(f"{option}: give at least one number")
+    return numbers
+
+
+def _seeds(text: str) -> list[int]:
+    from noisyclean.errors import UsageError
+
+    numbers = _numbers(text, "--seeds", int)
+    if "," in text:
+        return numbers
+    if numbers[0] < 1:
+        raise UsageError(f"--seeds {text}: give at least one")
+    return list(range(numbers[0]))

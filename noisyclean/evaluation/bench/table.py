@@ -1,0 +1,171 @@
+"""The bench's tables and figures, made of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisyclean.evaluation.bench.methods import METHODS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS: dict[str, tuple[str, float, int]] = {
+    "auroc": ("AUROC", 1, 3),
+    "average_precision": ("AP", 1, 3),
+    "f1": ("F1", 1, 3),
+    "estimated_noise": ("estimate %", 100, 1),
+    "realised_1": ("asked 1 %: got %", 100, 1),
+    "recall_1": ("recall", 1, 3),
+    "realised_5": ("asked 5 %: got %", 100, 1),
+    "recall_5": ("recall", 1, 3),
+    "realised_10": ("asked 10 %: got %", 100, 1),
+    "recall_10": ("recall", 1, 3),
+    "rsum_last": ("rSum last", 1, 1),
+    "rsum_best": ("rSum best", 1, 1),
+    "seconds_per_epoch": ("s/epoch", 1, 1),
+    "peak_memory": ("peak MB", 1e-6, 0),
+}
+"""Figure → (heading, factor, decimals)."""
+
+FIGURE_FILES = ("auroc.svg", "filter.svg")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a bench wrote.
+
+    Attributes:
+        markdown: ``table.md``.
+        parquet: ``summary.parquet``, a row for each method, protocol and rate: means, standard deviations, runs.
+        figures: pictures; none where matplotlib is not installed.
+        summary: the rows of ``summary.parquet``.
+    """
+
+    markdown: Path
+    parquet: Path
+    figures: list[Path]
+    summary: pd.DataFrame
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Means and standard deviations (n − 1) over seeds; training-free scorers are methods of their own."""
+    import pandas as pd
+
+    flat = []
+    for one in results:
+        cell = {key: one[key] for key in ("method", "protocol", "rate", "seed")}
+        flat.append({**cell, **{name: one.get(name) for name in COLUMNS}})
+        flat += [{**cell, "method": name, **figures} for name, figures in one.get("training_free", {}).items()]
+    runs = pd.DataFrame(flat, columns=["method", "protocol", "rate", "seed", *COLUMNS])
+    figures = runs[list(COLUMNS)].astype("float64")
+    grouped = pd.concat([runs[["method", "protocol", "rate"]], figures], axis=1).groupby(
+        ["protocol", "rate", "method"], sort=False
+    )
+    summary = grouped.mean().join(grouped.std().add_suffix("_sd")).join(grouped.size().rename("runs"))
+    order = {name: place for place, name in enumerate(METHODS)}
+    return (
+        summary.reset_index()
+        .sort_values(
+            ["protocol", "rate", "method"], key=lambda one: one.map(order).fillna(99) if one.name == "method" else one
+        )
+        .reset_index(drop=True)
+    )
+
+
+def write_tables(results: Sequence[dict[str, Any]], out: Path, *, title: str) -> Tables:
+    """Write ``table.md``, ``summary.parquet`` and, where matplotlib is installed, the figures."""
+    summary = summarise(results)
+    markdown, parquet = out / "table.md", out / "summary.parquet"
+    markdown.write_text(to_markdown(summary, title), encoding="utf-8")
+    summary.to_parquet(parquet, index=False)
+    return Tables(markdown, parquet, _draw(summary, results, out, title), summary)
+
+
+def to_markdown(summary: pd.DataFrame, title: str) -> str:
+    """A table for each protocol and rate; mean ± standard deviation over seeds."""
+    lines = [f"# {title}", ""]
+    for (protocol, rate), rows in summary.groupby(["protocol", "rate"]):
+        seeds = int(rows["runs"].max())
+        lines += [f"## {rate:.0%} noise, protocol {protocol}, {seeds} seed{'s' * (seeds > 1)}", ""]
+        lines.append("| method | " + " | ".join(heading for heading, _, _ in COLUMNS.values()) + " |")
+        lines.append("|" + "---|" * (len(COLUMNS) + 1))
+        for row in rows.to_dict("records"):
+            cells = [_cell(row, name) for name in COLUMNS]
+            known = METHODS.get(str(row["method"]))
+            lines.append(f"| {known.title if known else row['method']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[Any, Any], name: str) -> str:
+    _, factor, decimals = COLUMNS[name]
+    mean, deviation = row[name], row[f"{name}_sd"]
+    if mean != mean:  # nan: not measured, or nothing was kept
+        return "–"
+    text = f"{mean * factor:.{decimals}f}"
+    return text if deviation != deviation else f"{text} ± {deviation * factor:.{decimals}f}"
+
+
+def _draw(summary: pd.DataFrame, results: Sequence[dict[str, Any]], out: Path, title: str) -> list[Path]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return []
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    axes = figure.subplots(1, 3)
+    protocol = summary["protocol"].iloc[0]  # a picture of several at once would be none at all
+    chosen = summary[summary["protocol"] == protocol]
+    for method in chosen["method"].unique():
+        rows = chosen[chosen["method"] == method]
+        known = METHODS.get(method)
+        style = {"label": known.title if known else method, "linewidth": 2.5 if method == "srem" else 1.2}
+        style["linestyle"] = "--" if method == "oracle" else "-" if known else ":"
+        for axis, name in zip(axes, ("auroc", "recall_5", "rsum_last"), strict=True):
+            if rows[name].notna().any():
+                axis.errorbar(rows["rate"] * 100, rows[name], yerr=rows[f"{name}_sd"], capsize=2, **style)
+    for axis, heading in zip(axes, ("AUROC, out of fold", "recall of true pairs at asked 5 %", "rSum"), strict=True):
+        axis.set(xlabel="planted noise, %", ylabel=heading)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    title = f"{title}, protocol {protocol}"
+    figure.suptitle(title)
+    paths = [out / name for name in FIGURE_FILES]
+    figure.savefig(paths[0], metadata={"Date": None})
+    shown = [one for one in results if one["protocol"] == protocol]
+    _draw_filters(shown, title).savefig(paths[1], metadata={"Date": None})
+    return paths
+
+
+def _draw_filters(results: Sequence[dict[str, Any]], title: str) -> Any:
+    """Weighted precision and recall of the training filter by epoch: whether it feeds on its own mistakes."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    epochs = pd.DataFrame(
+        [
+            {**row, "method": one["method"], "rate": one["rate"], "epoch": row["epoch"] + 1}
+            for one in results
+            for row in one["epochs"]
+            if "filter_recall" in row
+        ],
+        columns=["method", "rate", "epoch", "filter_precision", "filter_recall"],
+    )
+    rates = sorted(epochs["rate"].unique()) or [0.0]
+    figure = Figure(figsize=(3.5 * len(rates), 6), layout="constrained")
+    axes = figure.subplots(2, len(rates), squeeze=False, sharex=True)
+    for column, rate in enumerate(rates):
+        for (method,), rows in epochs[epochs["rate"] == rate].groupby(["method"]):
+            means = rows.groupby("epoch").mean(numeric_only=True)
+            for line, name in enumerate(("filter_precision", "filter_recall")):
+                axes[line][column].plot(means.index, means[name], marker="o", label=METHODS[method].title)
+        axes[0][column].set_title(f"{rate:.0%} noise")
+        axes[1][column].set_xlabel("epoch")
+    axes[0][0].set_ylabel("precision of the filter")
+    axes[1][0].set_ylabel("recall of the filter")
+    if len(epochs):
+        axes[0][0].legend(fontsize=8)
+    figure.suptitle(title)
+    return figure
