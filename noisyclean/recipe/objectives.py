@@ -55,7 +55,7 @@ class SremObjective(Section):
         "constant", description="fade: λ falls linearly to 0 over the training"
     )
     soft_targets: float = Field(
-        0.25,
+        0.0,
         ge=0,
         le=1,
         description="share of the matching loss whose target is the prediction of the model that never saw the pair; "
