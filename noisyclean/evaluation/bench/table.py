@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisyclean.evaluation.bench.methods import METHODS
+from noisyclean.evaluation.bench.methods import METHODS, ORACLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,25 +111,31 @@ def _cell(row: dict[Any, Any], name: str) -> str:
 
 def _draw(summary: pd.DataFrame, results: Sequence[dict[str, Any]], out: Path, title: str) -> list[Path]:
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
         return []
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(14, 4.5), layout="constrained")
     axes = figure.subplots(1, 3)
     protocol = summary["protocol"].iloc[0]  # a picture of several at once would be none at all
     chosen = summary[summary["protocol"] == protocol]
-    for method in chosen["method"].unique():
+    for number, method in enumerate(chosen["method"].unique()):
         rows = chosen[chosen["method"] == method]
         known = METHODS.get(method)
-        style = {"label": known.title if known else method, "linewidth": 2.5 if method == "srem" else 1.2}
-        style["linestyle"] = "--" if method == "oracle" else "-" if known else ":"
+        style = {
+            "label": known.title if known else method,
+            "linewidth": 2.5 if method == "srem" else 1.2,
+            "linestyle": "--" if method == ORACLE else "-" if known else ":",
+            "color": colormaps["tab20"](number % 20),
+            "marker": ".",
+        }
         for axis, name in zip(axes, ("auroc", "recall_5", "rsum_last"), strict=True):
             if rows[name].notna().any():
                 axis.errorbar(rows["rate"] * 100, rows[name], yerr=rows[f"{name}_sd"], capsize=2, **style)
     for axis, heading in zip(axes, ("AUROC, out of fold", "recall of true pairs at asked 5 %", "rSum"), strict=True):
         axis.set(xlabel="planted noise, %", ylabel=heading)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     title = f"{title}, protocol {protocol}"
     figure.suptitle(title)
     paths = [out / name for name in FIGURE_FILES]
@@ -163,6 +169,7 @@ def _draw_filters(results: Sequence[dict[str, Any]], title: str) -> Any:
                 axes[line][column].plot(means.index, means[name], marker="o", label=METHODS[method].title)
         axes[0][column].set_title(f"{rate:.0%} noise")
         axes[1][column].set_xlabel("epoch")
+        axes[1][column].xaxis.get_major_locator().set_params(integer=True)
     axes[0][0].set_ylabel("precision of the filter")
     axes[1][0].set_ylabel("recall of the filter")
     if len(epochs):
