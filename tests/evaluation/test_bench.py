@@ -202,7 +202,7 @@ class TestRuns:
         [
             ({"overrides": [*TINY, "optimiser.learning_rate=0.1"]}, "another corpus or recipe"),
             ({"pairs": PAIRS + 1}, "an embedded corpus of 300 pairs, not 301"),
-            ({"methods": ["srem", "magic"]}, "--methods magic: no such method; there are srem, oracle"),
+            ({"methods": ["srem", "magic"]}, "--methods magic: no such method; there are srem, srem-soft, oracle"),
             ({"methods": []}, "--methods: give at least one"),
             ({"protocols": ["captions"]}, "--protocol captions: no such protocol; there are caption, image"),
             ({"protocols": []}, "--protocol: give at least one"),
