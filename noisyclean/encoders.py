@@ -109,6 +109,10 @@ class DualEncoder:
         tokens = tokens.to(self.device, non_blocking=True).long()
         return cast(Tensor, self.model.encode_text(tokens, normalize=True))  # type: ignore[operator]
 
+    def encode(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides of B pairs, two (B, d) unit-norm float32."""
+        return self.encode_image(pixels).float(), self.encode_text(tokens).float()
+
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Evaluation mode without gradients."""

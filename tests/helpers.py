@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from noisyclean.files import write_json
 from noisyclean.manifest.parts import PartInfo, write_part
 from noisyclean.manifest.schema import PART_SCHEMA, STATISTICS
 from noisyclean.manifest.splitting import OUT_FILE
+from noisyclean.progress import Silent, Task
 
 Members = Mapping[str, bytes]
 
@@ -51,6 +53,27 @@ def write_tar(path: Path, samples: Mapping[str, Members] | Iterable[tuple[str, M
             for extension, data in members.items():
                 add_member(tar, f"{key}.{extension}", data)
     return path
+
+
+class Listener(Silent):
+    """Keeps what it is told, and presses Ctrl-C when a note begins with the given words."""
+
+    def __init__(self, words: str = "never") -> None:
+        self.words = words
+        self.said: list[str] = []
+        self.notes: list[str | None] = []
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str) -> Iterator[Task]:
+        yield self
+
+    def advance(self, amount: int = 1, note: str | None = None) -> None:
+        self.notes.append(note)
+        if note is not None and note.startswith(self.words):
+            raise KeyboardInterrupt
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:

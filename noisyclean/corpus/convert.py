@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 import tempfile
@@ -14,7 +13,7 @@ from typing import get_args
 
 from noisyclean.corpus.exchange import check_target
 from noisyclean.corpus.layouts import Layout, Pair, read_cc, read_karpathy
-from noisyclean.corpus.shards import IMAGE_EXTENSIONS
+from noisyclean.corpus.shards import IMAGE_EXTENSIONS, add_member
 from noisyclean.corpus.survey import IMAGE_INDEX
 from noisyclean.errors import UsageError
 from noisyclean.progress import SILENT, Progress
@@ -137,6 +136,4 @@ def _add(tar: tarfile.TarFile, key: str, sample: _Sample) -> None:
         extension = pair.image.suffix[1:].lower()
         members = {extension if extension in IMAGE_EXTENSIONS else "jpg": sample.image, **members}
     for extension, data in members.items():
-        member = tarfile.TarInfo(f"{key}.{extension}")
-        member.size = len(data)
-        tar.addfile(member, io.BytesIO(data))
+        add_member(tar, f"{key}.{extension}", data)

@@ -18,6 +18,8 @@ from noisyclean.progress import SILENT, Progress
 DonorProtocol: TypeAlias = Literal["caption", "image", "hard"]
 """The protocols that pass on what other pairs have."""
 
+NoiseProtocol: TypeAlias = Literal[DonorProtocol, "uninformative"]
+
 TRIES = 200
 """How many swaps, or donors, are tried before a pair is left as it is."""
 
@@ -36,6 +38,28 @@ _SIMILARITIES_AT_ONCE = 8_000_000  # a sparse block of them takes 100 MB at the 
 def known_pairs(captions: Iterable[int], images: Iterable[int]) -> set[int]:
     """What a corpus shows together, one hash a pair; a planted pair is never one of these."""
     return {image ^ caption for caption, image in zip(captions, images, strict=True)}
+
+
+def choose_noise(
+    captions: Sequence[int],
+    images: Sequence[int],
+    texts: Sequence[str],
+    protocol: NoiseProtocol,
+    count: int,
+    rng: np.random.Generator,
+    known: set[int],
+    progress: Progress = SILENT,
+) -> tuple[list[int], list[int] | list[str]]:
+    """Which pairs to make wrong, and what each gets: the number of a donor, or with ``uninformative`` a caption.
+
+    Args:
+        count: at most the number of pairs; for the others see :func:`choose_donors`.
+    """
+    if protocol == "uninformative":
+        chosen = rng.permutation(len(images))[:count].tolist()
+        return chosen, uninformative_captions(count, rng, lambda i, caption: is_new(caption, images[chosen[i]], known))
+    donors = choose_donors(captions, images, texts, protocol, count, rng, known, progress)
+    return list(donors), list(donors.values())
 
 
 def choose_donors(

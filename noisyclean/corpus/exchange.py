@@ -7,7 +7,6 @@ fetches it from there by file and offset. Memory holds the offsets only.
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import tarfile
@@ -28,6 +27,7 @@ from noisyclean.corpus.shards import (
     METADATA_EXTENSION,
     SampleMembers,
     ShardReader,
+    add_member,
     image_extension,
     is_image,
     read_metadata,
@@ -181,7 +181,7 @@ def _is_given(extension: str, gift: Gift) -> bool:
 
 
 def _rewrite(shard: Shard, space: _Workspace, gift: Gift) -> None:
-    """Write the copy of one shard: members in their order, each a plain file without owner or time."""
+    """Write the copy of one shard: members in their order, each a plain file."""
     exchange = _with_image_of if gift == "image" else _with_caption_of
     sources = space.load("sources", shard)
     with tarfile.open(space.shard(shard), "w") as tar:
@@ -193,9 +193,7 @@ def _rewrite(shard: Shard, space: _Workspace, gift: Gift) -> None:
                     file.seek(offset)
                     members = exchange(pickle.load(file), members)
             for extension, data in members.items():
-                member = tarfile.TarInfo(f"{raw.key}.{extension}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+                add_member(tar, f"{raw.key}.{extension}", data)
 
 
 def _same_samples(shard: Shard, count: int) -> Iterable[SampleMembers]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyclean.corpus.donors import choose_donors, is_new, known_pairs, uninformative_captions
+from noisyclean.corpus.donors import NoiseProtocol, choose_noise, known_pairs
 from noisyclean.corpus.exchange import Gift, check_target, write_copy
 from noisyclean.corpus.locate import ShardSpec, find_shards
 from noisyclean.corpus.parallel import default_workers
@@ -19,8 +19,6 @@ from noisyclean.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NoiseProtocol: TypeAlias = Literal["caption", "image", "hard", "uninformative"]
 
 PLANTED_KIND: dict[NoiseProtocol, str] = {
     "caption": RANDOM,
@@ -88,17 +86,16 @@ def corrupt(
     known = known_pairs(corpus.captions[corpus.usable].tolist(), corpus.images[corpus.usable].tolist())
     wanted = round(rate * int(corpus.usable.sum()))
 
+    texts = [corpus.texts[row] for row in rows] if corpus.texts else []
     rng, count = np.random.default_rng(seed), min(wanted, len(rows))
+    chosen, gifts = choose_noise(captions, images, texts, protocol, count, rng, known, progress)
+    planted = rows[np.array(chosen, int)]
     given: NDArray[np.int64] | list[str]
     if protocol == "uninformative":
-        chosen = rng.permutation(len(rows))[:count].tolist()
-        given = uninformative_captions(count, rng, lambda i, caption: is_new(caption, images[chosen[i]], known))
-        planted = rows[chosen]
+        given = [str(caption) for caption in gifts]
         truth.loc[planted, ["donor_shard", "donor_key"]] = None
     else:
-        texts = [corpus.texts[row] for row in rows] if corpus.texts else []
-        donors = choose_donors(captions, images, texts, protocol, count, rng, known, progress)
-        planted, given = rows[np.array(list(donors), int)], rows[np.array(list(donors.values()), int)]
+        given = rows[np.array(gifts, int)]
         truth.loc[planted, ["donor_shard", "donor_key"]] = truth.loc[given, ["shard", "key"]].to_numpy()
     truth.loc[planted, "matched"] = False
     truth.loc[planted, "kind"] = PLANTED_KIND[protocol]

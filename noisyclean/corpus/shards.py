@@ -6,6 +6,7 @@ Whatever is in the tar, every sample comes out exactly once: whole, or with a ``
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 import re
@@ -43,6 +44,13 @@ class SampleMembers:
     index: int
     members: dict[str, bytes] = field(default_factory=dict)
     fault: str | None = None
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add one plain file, without owner or time: the same bytes at every run."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
 
 
 @dataclass(slots=True)

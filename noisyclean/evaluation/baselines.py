@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from noisyclean.srem import bank_statistics
+from noisyclean.srem import bank_statistics, logsumexps
 
 LEMON_BETA = 5.0
 LEMON_GAMMA = 5.0
@@ -90,7 +90,7 @@ def neg_clip_loss(
         for start in range(0, size, batch_size):
             filled = max(min(start, size - batch_size), 0)
             batch = order[filled : filled + batch_size]
-            row, column = _logsumexps(image[batch], text[batch], temperature, chunk)
+            row, column = logsumexps(image[batch], text[batch], temperature, chunk)
             new = start - filled
             total[batch[new:]] += (row + column)[new:]
     return clip_score(image, text, temperature) - temperature / (2 * batches) * total
@@ -245,7 +245,7 @@ def claimed_match_score(
     bank, own = _bank_and_own(len(image), bank, image.device)
     bank_image, bank_text = image[bank], text[bank]
     # What each bank image has to choose from among the bank's texts, and each bank text among its images.
-    of_images, of_texts = _logsumexps(bank_image, bank_text, temperature, chunk)
+    of_images, of_texts = logsumexps(bank_image, bank_text, temperature, chunk)
     scores = []
     for one_image, one_text, one_own in zip(
         torch.split(image, chunk), torch.split(text, chunk), torch.split(own, chunk), strict=True
@@ -288,17 +288,6 @@ def _without_own(logits: Tensor, own: Tensor) -> Tensor:
 def _with_newcomer(total: Tensor, logits: Tensor, outside: Tensor) -> Tensor:
     """The logsumexp of each bank member's choices: ``total`` over the bank, and the scored pair if it is not in it."""
     return torch.where(outside[:, None], torch.logaddexp(total[None, :], logits), total[None, :])
-
-
-def _logsumexps(image: Tensor, text: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
-    """The logsumexp of every row and of every column of the logits, both float ``[N]``."""
-    rows = []
-    columns = image.new_full((len(text),), -torch.inf)
-    for part in torch.split(image, chunk):
-        logits = part @ text.T / temperature
-        rows.append(logits.logsumexp(dim=1))
-        columns = torch.logaddexp(columns, logits.logsumexp(dim=0))
-    return torch.cat(rows), columns
 
 
 def _nearest_others(points: Tensor, neighbours: int, chunk: int) -> tuple[Tensor, Tensor]:

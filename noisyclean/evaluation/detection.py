@@ -133,13 +133,13 @@ def evaluate(out: Path | str = DEFAULT_OUT, *, truth: Path | str) -> Evaluation:
     return Evaluation(
         auroc=auroc,
         average_precision=precision,
-        f1=_ratio(2 * (matched & clean), matched.astype(np.int64) + clean),
-        planted_noise=_share(~matched),
+        f1=ratio(2 * (matched & clean), matched.astype(np.int64) + clean),
+        planted_noise=share(~matched),
         estimated_noise=summary.estimated_noise,
         noise_interval=summary.noise_interval,
         target_fdr=summary.target_fdr,
-        clean=CleanFigures(int(sizes.get(CLEAN, 0)), _share(~matched[clean]), _ratio(matched & clean, matched)),
-        noisy=NoisyFigures(int(sizes.get(NOISY, 0)), _share(~matched[noisy]), _ratio(~matched & noisy, ~matched)),
+        clean=CleanFigures(int(sizes.get(CLEAN, 0)), share(~matched[clean]), ratio(matched & clean, matched)),
+        noisy=NoisyFigures(int(sizes.get(NOISY, 0)), share(~matched[noisy]), ratio(~matched & noisy, ~matched)),
         uncertain=UncertainFigures(int(sizes.get(UNCERTAIN, 0))),
         unreadable=int(sizes.get(UNREADABLE, 0)),
         headline_pairs=len(judged),
@@ -208,12 +208,14 @@ def detection(matched: np.ndarray[Any, Any], rank: np.ndarray[Any, Any]) -> tupl
 
 def _calibration(matched: np.ndarray[Any, Any], q: np.ndarray[Any, Any], asked: float) -> CalibrationPoint:
     kept = q <= asked
-    return CalibrationPoint(asked, int(kept.sum()), _share(~matched[kept]), _ratio(matched & kept, matched))
+    return CalibrationPoint(asked, int(kept.sum()), share(~matched[kept]), ratio(matched & kept, matched))
 
 
-def _share(of: np.ndarray[Any, Any]) -> float | None:
+def share(of: np.ndarray[Any, Any]) -> float | None:
+    """The share that is true; None of nothing."""
     return float(of.mean()) if len(of) else None
 
 
-def _ratio(part: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> float | None:
+def ratio(part: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> float | None:
+    """The sum of one over that of the other; None where that is nothing."""
     return float(part.sum() / whole.sum()) if whole.any() else None

@@ -90,6 +90,21 @@ def retrieval(image: Tensor, text: Tensor, image_of_text: NDArray[np.int64], *, 
     )
 
 
+def group_captions(picture: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs that show the same picture are one image with several captions.
+
+    Args:
+        picture: int64 ``[Nt]``, a hash of each pair's picture.
+
+    Returns:
+        The first pair of each image, int64 ``[Ni]`` ascending, and the image of each pair's caption, int64 ``[Nt]``.
+    """
+    _, first, image_of_text = np.unique(picture, return_index=True, return_inverse=True)
+    # Images in the order they first come in, not in that of their hashes.
+    order = np.argsort(first)
+    return first[order], np.argsort(order)[image_of_text]
+
+
 def five_fold(
     image: Tensor, text: Tensor, image_of_text: NDArray[np.int64], folds: int = 5, *, chunk: int = 256
 ) -> Retrieval:

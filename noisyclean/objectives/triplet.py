@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from noisyclean.srem import weighted_mean
+
 
 def triplet_loss(
     similarity: Tensor,
@@ -69,7 +71,7 @@ def dynamic_hinge_loss(
 def _top_hinges(similarity: Tensor, weights: Tensor | None, margin: Tensor | float, negatives: int) -> Tensor:
     if len(similarity) < 2:
         return similarity.sum() * 0.0  # a zero that can still be differentiated
-    weights = similarity.new_ones(len(similarity)) if weights is None else weights.detach()
+    weights = similarity.new_ones(len(similarity)) if weights is None else weights
     shortfall = (margin.detach() if isinstance(margin, Tensor) else margin) - similarity.diagonal()
     own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     others = similarity.masked_fill(own, -torch.inf)
@@ -77,5 +79,4 @@ def _top_hinges(similarity: Tensor, weights: Tensor | None, margin: Tensor | flo
         (scores.topk(negatives, dim=1).values + shortfall.unsqueeze(1)).relu().sum(dim=1)
         for scores in (others, others.T)
     )
-    # A batch may hold no clean pair at all: 0/tiny is 0, where 0/0 would end the training in nan.
-    return (weights * (image_loss + text_loss)).sum() / (2 * weights.sum().clamp_min(torch.finfo(weights.dtype).tiny))
+    return weighted_mean((image_loss + text_loss) / 2, weights)

@@ -120,9 +120,9 @@ def _explain(error: ValidationError) -> str:
         return f"objective.name: no such objective {objective!r}; {hint}"
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}; {_nearest(key, objective or 'srem')}"
-    if not key:
-        return first["msg"].removeprefix("Value error, ")
     message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
     return f"{key}: {message[:1].lower()}{message[1:]} (got {first['input']!r})"
 
 

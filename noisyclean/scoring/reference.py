@@ -217,9 +217,10 @@ def embed(
     texts: list[Tensor] = []
     with encoder.inference():
         for batch in source.batches(rows, batch_size):
+            image, text = encoder.encode(batch.pixels, batch.tokens)
             kept.append(batch.rows)
-            images.append(encoder.encode_image(batch.pixels).float())
-            texts.append(encoder.encode_text(batch.tokens).float())
+            images.append(image)
+            texts.append(text)
             if on_batch is not None:
                 on_batch(len(batch))
     if not kept:

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from noisyclean.encoders import CONFIG_FILE
 from noisyclean.errors import UsageError
 from noisyclean.files import write_json
 from noisyclean.scoring.folds import FoldMap
@@ -47,6 +48,12 @@ class RunRecord:
     device: str
     versions: dict[str, str]
     damaged_shards: dict[str, str]
+
+
+def is_run(model: str | Path) -> bool:
+    """Whether ``model`` is meant to be a RUN: the default one, or a folder that is no open_clip model."""
+    path = Path(model)
+    return path == DEFAULT_RUN or (path.is_dir() and not (path / CONFIG_FILE).is_file())
 
 
 def fold_directory(run: Path, fold: int) -> Path:

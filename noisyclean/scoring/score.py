@@ -17,14 +17,14 @@ from noisyclean.corpus.parallel import default_workers
 from noisyclean.corpus.source import StreamSource
 from noisyclean.corpus.stream import stream_chunks
 from noisyclean.device import choose_device
-from noisyclean.encoders import CONFIG_FILE, DualEncoder, load_encoder
+from noisyclean.encoders import DualEncoder, load_encoder
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.files import write_json
 from noisyclean.manifest.parts import PartInfo, list_parts, part_path, read_part_info, shard_state, write_part
 from noisyclean.manifest.splitting import DEFAULT_FDR, DEFAULT_OUT, OUT_FILE, Summary, read_out, split
 from noisyclean.progress import SILENT, Progress
 from noisyclean.scoring.reference import ReferenceBank, ReferenceModel, build_bank
-from noisyclean.scoring.run import DEFAULT_RUN, load_run, read_record
+from noisyclean.scoring.run import DEFAULT_RUN, is_run, load_run, read_record
 from noisyclean.scoring.scorer import ScoredShard, Scorer, ScoringStream
 
 BANK_FILE = "bank.safetensors"
@@ -75,7 +75,7 @@ def score(
         raise UsageError(f"--batch-size {batch_size}: at least {MIN_BATCH}")
     place = choose_device(device)
     workers = default_workers() if workers is None else workers
-    fitted = _is_run(model)
+    fitted = is_run(model)
     if shards is None:
         if not fitted:
             raise UsageError(f"{model}: no folder that `noisyclean fit` wrote; with any other model, name SHARDS too")
@@ -159,11 +159,6 @@ def _is_done(out: Path, shard: Shard, scorer: str) -> bool:
     except UsageError:
         return False  # broken, or of another version: scored anew
     return info.scorer == scorer and info.source == shard_state(shard)
-
-
-def _is_run(model: str | Path) -> bool:
-    path = Path(model)
-    return path == DEFAULT_RUN or (path.is_dir() and not (path / CONFIG_FILE).is_file())
 
 
 def _claim(out: Path, about: dict[str, Any]) -> float:

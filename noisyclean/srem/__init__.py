@@ -13,13 +13,13 @@ The functions keep the dtype they are given. Half precision is too coarse for a 
 outside autocast.
 """
 
-from noisyclean.srem.bank import PairStatistics, bank_statistics, null_match_scores
+from noisyclean.srem.bank import PairStatistics, bank_statistics, logsumexps, null_match_scores
 from noisyclean.srem.complementary import complementary_loss, transition_complementary_loss
 from noisyclean.srem.energy import energy, pair_energies
 from noisyclean.srem.entropy import normalised_entropy, swapped_cross_entropy, swapped_pair_weight, swapped_weights
 from noisyclean.srem.filtration import agreement, match_score
 from noisyclean.srem.logits import pair_logits
-from noisyclean.srem.objective import soft_target_loss, weighted_contrastive_loss
+from noisyclean.srem.objective import soft_target_loss, weighted_contrastive_loss, weighted_mean
 
 __all__ = [
     "PairStatistics",
@@ -27,6 +27,7 @@ __all__ = [
     "bank_statistics",
     "complementary_loss",
     "energy",
+    "logsumexps",
     "match_score",
     "normalised_entropy",
     "null_match_scores",
@@ -38,4 +39,5 @@ __all__ = [
     "swapped_weights",
     "transition_complementary_loss",
     "weighted_contrastive_loss",
+    "weighted_mean",
 ]

@@ -110,7 +110,7 @@ def null_match_scores(
     if shifts < 1:
         raise ValueError(f"at least one shift is needed: {shifts}")
 
-    row_lse, column_lse = _off_diagonal_logsumexp(bank_image, bank_text, temperature, chunk)
+    row_lse, column_lse = logsumexps(bank_image, bank_text, temperature, chunk, own=False)
     correction = math.log((size + 1) / (size - 1))
     shifts = min(shifts, size - 1)
     scores = []
@@ -151,15 +151,21 @@ def _chunk_statistics(
     )
 
 
-def _off_diagonal_logsumexp(
-    image: Tensor, text: Tensor, temperature: Tensor | float, chunk: int
+def logsumexps(
+    image: Tensor, text: Tensor, temperature: Tensor | float, chunk: int, *, own: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The logsumexp of every row and of every column of the logits, each without its diagonal entry."""
+    """The logsumexp of every row and of every column of the logits of M pairs, two float ``[M]``.
+
+    Args:
+        chunk: how many images to take at a time.
+        own: whether a pair's own logit, on the diagonal, is among them.
+    """
     rows = []
     columns = image.new_full((len(image),), -torch.inf)
     for start in range(0, len(image), chunk):
         logits = image[start : start + chunk] @ text.T / temperature
-        logits.diagonal(start).fill_(-torch.inf)
+        if not own:
+            logits.diagonal(start).fill_(-torch.inf)
         rows.append(logits.logsumexp(dim=1))
         columns = torch.logaddexp(columns, logits.logsumexp(dim=0))
     return torch.cat(rows), columns

@@ -33,8 +33,8 @@ def weighted_contrastive_loss(
     image_loss = -logits.log_softmax(dim=1).diagonal()
     text_loss = -logits.log_softmax(dim=0).diagonal()
     return (
-        _weighted_mean(image_loss, weights if image_weights is None else weights * image_weights)
-        + _weighted_mean(text_loss, weights if text_weights is None else weights * text_weights)
+        weighted_mean(image_loss, weights if image_weights is None else weights * image_weights)
+        + weighted_mean(text_loss, weights if text_weights is None else weights * text_weights)
     ) / 2
 
 
@@ -63,7 +63,8 @@ def _cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return -(teacher_logits.softmax(dim=1) * log_p).sum(dim=1).mean()
 
 
-def _weighted_mean(loss: Tensor, weights: Tensor) -> Tensor:
+def weighted_mean(loss: Tensor, weights: Tensor) -> Tensor:
+    """Σ_i w_i ℓ_i / Σ_i w_i of two float ``[B]``, the weights held constant; 0, with no gradient, if they sum to 0."""
     weights = weights.detach()
     # A batch may hold no clean pair at all: 0/tiny is 0, where 0/0 would end the training in nan.
     return (weights * loss).sum() / weights.sum().clamp_min(torch.finfo(loss.dtype).tiny)

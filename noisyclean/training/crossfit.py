@@ -16,7 +16,7 @@ from noisyclean.corpus.source import PairSource
 from noisyclean.encoders import DualEncoder, create_encoder
 from noisyclean.errors import NoisycleanError
 from noisyclean.progress import SILENT, Progress, Task
-from noisyclean.recipe import NcrObjective, Recipe, SremObjective
+from noisyclean.recipe import EncoderRecipe, NcrObjective, Recipe, SremObjective
 from noisyclean.scoring.folds import FoldMap, assign_folds
 from noisyclean.scoring.reference import MIN_BANK, ReferenceModel, build_bank
 from noisyclean.training.filtration import Filtered, OutOfFoldTeacher, judge, ncr_filter, srem_filter
@@ -264,22 +264,23 @@ class CrossFit:
 
 def make_encoders(recipe: Recipe, device: torch.device, *, seed: int | None = None) -> list[DualEncoder]:
     """The models of a recipe, one a fold, all with the same weights, so that folds differ by their data alone."""
-    wanted = recipe.encoder
+    seed = recipe.seed if seed is None else seed
+    return [make_encoder(recipe.encoder, device, seed=seed) for _ in range(recipe.folds)]
+
+
+def make_encoder(wanted: EncoderRecipe, device: torch.device, *, seed: int) -> DualEncoder:
+    """One model; what weights are not loaded are drawn from ``seed``."""
     temperature = wanted.temperature
     if temperature is None and wanted.pretrained is None and ":" not in wanted.name:
         temperature = SCRATCH_TEMPERATURE
-
-    def make() -> DualEncoder:
-        torch.manual_seed(recipe.seed if seed is None else seed)
-        return create_encoder(
-            wanted.name,
-            wanted.pretrained,
-            image_size=wanted.image_size,
-            context_length=wanted.context_length,
-            temperature=temperature,
-        ).to(device)
-
-    return [make() for _ in range(recipe.folds)]
+    torch.manual_seed(seed)
+    return create_encoder(
+        wanted.name,
+        wanted.pretrained,
+        image_size=wanted.image_size,
+        context_length=wanted.context_length,
+        temperature=temperature,
+    ).to(device)
 
 
 def _holdout(caption: NDArray[np.int64], share: float) -> NDArray[np.bool_]:

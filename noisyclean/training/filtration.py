@@ -102,11 +102,7 @@ def judge(
     add(found, image, text)
     with encoder.inference():
         for batch in source.batches(np.setdiff1d(rows, drawn), FILTER_BATCH):
-            add(
-                batch.rows.numpy(),
-                encoder.encode_image(batch.pixels).float(),
-                encoder.encode_text(batch.tokens).float(),
-            )
+            add(batch.rows.numpy(), *encoder.encode(batch.pixels, batch.tokens))
             if on_batch is not None:
                 on_batch(len(batch))
     return Judged(
@@ -159,7 +155,7 @@ def ncr_filter(
     losses: list[NDArray[np.float32]] = []
     with encoder.inference():
         for batch in source.batches(rows, batch_size, shuffle=seed):
-            image, text = encoder.encode_image(batch.pixels).float(), encoder.encode_text(batch.tokens).float()
+            image, text = encoder.encode(batch.pixels, batch.tokens)
             kept.append(batch.rows.numpy())
             score = match_score(pair_logits(image, text, encoder.temperature))
             losses.append((-score / 2).cpu().numpy())

@@ -158,6 +158,8 @@ class _Srem:
     def _weights(self, step: Step, logits: Tensor) -> Tensor:
         """How clean the filter of the epoch and the rules of the batch together hold each pair to be."""
         weights = logits.new_ones(len(logits)) if step.weights is None else step.weights
+        if self.recipe.agreement == "none" and self.recipe.threshold != "energy_bank":
+            return weights
         image_agrees, text_agrees = agreement(logits)
         match self.recipe.agreement:
             case "none":

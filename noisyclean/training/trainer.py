@@ -140,8 +140,7 @@ class FoldTrainer:
         with self.encoder.inference():
             for batch in source.batches(rows, width):
                 if len(batch) == width:
-                    image = self.encoder.encode_image(batch.pixels).float()
-                    text = self.encoder.encode_text(batch.tokens).float()
+                    image, text = self.encoder.encode(batch.pixels, batch.tokens)
                     losses.append(weighted_contrastive_loss(pair_logits(image, text, self.encoder.temperature)).item())
         return float(np.mean(losses)) if losses else None
 

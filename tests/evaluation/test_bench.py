@@ -8,8 +8,6 @@ import math
 import random
 import shutil
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import encode_noise, simulate_scores, write_scores, write_tar
+from helpers import Listener, encode_noise, simulate_scores, write_scores, write_tar
 from numpy.typing import NDArray
 
 import noisyclean as nc
@@ -29,7 +27,6 @@ from noisyclean.corpus.noise import NoiseProtocol
 from noisyclean.corpus.source import Batch, PairSource
 from noisyclean.encoders import create_encoder
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.evaluation.bench import corpus as corpus_module
 from noisyclean.evaluation.bench import detection as detection_module
 from noisyclean.evaluation.bench import run as run_module
 from noisyclean.evaluation.bench.corpus import BenchCorpus, PlantedCorpus
@@ -40,7 +37,6 @@ from noisyclean.evaluation.bench.table import COLUMNS, Tables
 from noisyclean.evaluation.detection import evaluate
 from noisyclean.manifest.schema import STATISTICS
 from noisyclean.manifest.splitting import split
-from noisyclean.progress import Silent, Task
 from noisyclean.recipe import OBJECTIVES
 from noisyclean.scoring.reference import ReferenceBank
 from noisyclean.srem import PairStatistics
@@ -62,24 +58,6 @@ ONCE: dict[str, Any] = {"overrides": TINY, "rates": [0.4], "seeds": [0], "pairs"
 CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.usefixtures("one_tokenizer")
-
-
-class Listener(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.notes: list[str | None] = []
-
-    @contextmanager
-    def task(self, name: str, total: int | None, unit: str) -> Iterator[Task]:
-        yield self
-
-    def advance(self, amount: int = 1, note: str | None = None) -> None:
-        self.notes.append(note)
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -458,12 +436,14 @@ class TestCorpus:
     ) -> None:
         written: dict[int, str] = {}
 
+        write = donors.uninformative_captions
+
         def remembered(*given: Any) -> list[str]:
-            captions = donors.uninformative_captions(*given)
+            captions = write(*given)
             written.update((caption_id(one), one) for one in captions)
             return captions
 
-        monkeypatch.setattr(corpus_module, "uninformative_captions", remembered)
+        monkeypatch.setattr(donors, "uninformative_captions", remembered)
         planted = corpus.plant(protocol, 0.4, 2)
         true = corpus.plant(protocol, 0.0, 2).matched
         old, new = corpus.source.index, planted.source.index

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import Listener
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +19,6 @@ from noisyclean.corpus.index import index_corpus
 from noisyclean.corpus.locate import find_shards
 from noisyclean.corpus.source import Batch, MemorySource, PairSource, StreamSource
 from noisyclean.errors import NoisycleanError
-from noisyclean.progress import Silent, Task
 from noisyclean.recipe import OBJECTIVES, NcrObjective, Recipe, SremObjective, load_recipe
 from noisyclean.scoring.reference import build_bank, embed
 from noisyclean.scoring.run import load_run
@@ -75,25 +74,6 @@ class Watched:
         for batch in self.source.batches(rows, batch_size, shuffle=shuffle):
             given += batch.rows.tolist()
             yield batch
-
-
-class Listener(Silent):
-    """Hears the notes, and presses Ctrl-C when one begins with the given words."""
-
-    def __init__(self, words: str = "never") -> None:
-        self.words = words
-        self.said: list[str] = []
-
-    @contextmanager
-    def task(self, name: str, total: int | None, unit: str) -> Iterator[Task]:
-        yield self
-
-    def advance(self, amount: int = 1, note: str | None = None) -> None:
-        if note is not None and note.startswith(self.words):
-            raise KeyboardInterrupt
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 SWITCHES = [

@@ -1,20 +1,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from helpers import pair, read_tar, write_tar
+from helpers import Listener, pair, read_tar, write_tar
 
 import noisyclean as nc
 from noisyclean.corpus.identity import caption_id
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.progress import Silent, Task
 from noisyclean.recipe import Recipe, load_recipe
 from noisyclean.scoring.run import RunRecord, load_run
 from noisyclean.training.fit import choose_recipe
@@ -81,32 +78,13 @@ def test_the_same_seed_gives_the_same_models(run: Path, shards: Path, tmp_path: 
     assert not set(other.folds) & set(expected)
 
 
-class _StopAt(Silent):
-    """Presses Ctrl-C when a note of the progress begins with the given words."""
-
-    def __init__(self, words: str) -> None:
-        self.words = words
-        self.said: list[str] = []
-
-    @contextmanager
-    def task(self, name: str, total: int | None, unit: str) -> Iterator[Task]:
-        yield self
-
-    def advance(self, amount: int = 1, note: str | None = None) -> None:
-        if note is not None and note.startswith(self.words):
-            raise KeyboardInterrupt
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
 def test_an_interrupted_fit_goes_on_to_the_same_end(run: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        nc.fit(shards, out=out, overrides=TINY, progress=_StopAt("epoch 3/3, fold 1"))
+        nc.fit(shards, out=out, overrides=TINY, progress=Listener("epoch 3/3, fold 1"))
     with pytest.raises(UsageError, match="unfinished run"):
         nc.score(shards, model=out, out=tmp_path / "out")
-    listener = _StopAt("never")
+    listener = Listener("never")
     record = nc.fit(shards, out=out, overrides=TINY, progress=listener)
     assert "going on after epoch 2 of 3" in listener.said
     assert record.folds == json.loads((run / "run.json").read_text())["folds"]

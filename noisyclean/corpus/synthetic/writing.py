@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from noisyclean.corpus.parallel import default_workers, map_in_processes
+from noisyclean.corpus.shards import add_member
 from noisyclean.corpus.synthetic.drawing import draw
 from noisyclean.corpus.synthetic.pairs import Pair, PairSampler
 from noisyclean.corpus.truth import TRUTH_NAME, TRUTH_SCHEMA
@@ -211,9 +212,7 @@ def _write_tar(path: Path, samples: list[_Sample]) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for jpeg, meta in samples:
             for name, content in _members(jpeg, meta):
-                member = tarfile.TarInfo(name)  # owner and time are zero, hence the same at every run
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+                add_member(tar, name, content)
 
 
 def _members(jpeg: bytes, meta: _Row) -> Iterator[tuple[str, bytes]]:

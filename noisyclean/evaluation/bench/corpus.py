@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyclean.corpus.donors import choose_donors, is_new, known_pairs, uninformative_captions
+from noisyclean.corpus.donors import NoiseProtocol, choose_noise, known_pairs
 from noisyclean.corpus.identity import caption_id
 from noisyclean.corpus.index import index_corpus
 from noisyclean.corpus.locate import Shard
-from noisyclean.corpus.noise import PLANTED_KIND, NoiseProtocol
+from noisyclean.corpus.noise import PLANTED_KIND
 from noisyclean.corpus.source import MemorySource, StreamSource
 from noisyclean.corpus.survey import survey
 from noisyclean.corpus.truth import RANDOM, TRUE_KINDS, known_truth
@@ -62,11 +61,10 @@ class BenchCorpus:
         usable = np.flatnonzero(index.usable)
         if len(usable) < MIN_PAIRS:
             raise NoisycleanError(f"{len(usable)} readable pairs in {shards[0].path} …; a bench needs {MIN_PAIRS}")
-        self._shards = shards
         self._preprocessor = preprocessor
-        self._workers = workers
         self._source = MemorySource(StreamSource(index, preprocessor, workers=workers))
-        surveyed = survey(list(shards), with_text=False, workers=workers, progress=SILENT)
+        surveyed = survey(list(shards), with_text=True, workers=workers, progress=SILENT)
+        self._texts = surveyed.texts
         self._kinds = known_truth(surveyed)["kind"].to_numpy(object)
         true = usable[np.isin(self._kinds[usable], TRUE_KINDS)]
         # By the picture's hash, so that all captions of an image stay together and the choice is the same in all runs.
@@ -102,36 +100,29 @@ class BenchCorpus:
         captions, images = index.caption, index.image
         known = known_pairs(captions[index.usable].tolist(), images[index.usable].tolist())
         count = min(round(rate * len(rows)), len(eligible))
+        chosen, given = choose_noise(
+            captions[eligible].tolist(),
+            images[eligible].tolist(),
+            [self._texts[row] for row in eligible] if protocol == "hard" else [],
+            protocol,
+            count,
+            rng,
+            known,
+            progress,
+        )
+        planted = eligible[np.array(chosen, int)]
         source = self._source
         if protocol == "uninformative":
-            planted = eligible[rng.permutation(len(eligible))[:count]]
-            shown = images[planted].tolist()
-            written = uninformative_captions(count, rng, lambda i, caption: is_new(caption, shown[i], known))
+            written = [str(caption) for caption in given]
             ids = np.array([caption_id(caption) for caption in written], np.int64)
             if count:
                 source = source.with_captions(planted, ids, self._preprocessor.tokens(written))
         else:
-            donors = choose_donors(
-                captions[eligible].tolist(),
-                images[eligible].tolist(),
-                [self._texts[row] for row in eligible] if protocol == "hard" else [],
-                protocol,
-                count,
-                rng,
-                known,
-                progress,
-            )
-            planted = eligible[np.array(list(donors), int)]
-            given = eligible[np.array(list(donors.values()), int)]
             change = source.with_pictures_of if protocol == "image" else source.with_captions_of
-            source = change(planted, given)
+            source = change(planted, eligible[np.array(given, int)])
         kinds[planted] = PLANTED_KIND[protocol]
         counted = {*TRUE_KINDS, RANDOM if protocol in {"caption", "image"} else PLANTED_KIND[protocol]}
         return PlantedCorpus(source, rows, np.isin(kinds, TRUE_KINDS), np.isin(kinds, list(counted)))
-
-    @cached_property
-    def _texts(self) -> list[str]:
-        return survey(list(self._shards), with_text=True, workers=self._workers, progress=SILENT).texts
 
 
 def _mixed(hashes: NDArray[np.int64]) -> NDArray[np.uint64]:

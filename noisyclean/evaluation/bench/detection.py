@@ -26,7 +26,8 @@ from noisyclean.evaluation.bench.run import RunKey, method_recipe, run
 from noisyclean.evaluation.bench.table import Tables, write_tables
 from noisyclean.files import write_json
 from noisyclean.progress import SILENT, Progress
-from noisyclean.training.crossfit import make_encoders
+from noisyclean.recipe import EncoderRecipe
+from noisyclean.training.crossfit import make_encoder
 
 RESULTS_FILE = "results.jsonl"
 SETTINGS_FILE = "bench.json"
@@ -187,16 +188,11 @@ def _run_job(job: _Job) -> dict[str, Any]:
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     recipe = method_recipe(job.recipe, list(job.overrides), job.key)
-    corpus = _corpus(job.shards, recipe.encoder.model_dump_json(), job)
-    return run(corpus, recipe, job.key, torch.device(job.device))
+    return run(_corpus(job.shards, recipe.encoder), recipe, job.key, torch.device(job.device))
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_corpus(shards: tuple[Shard, ...], encoder: str, recipe: str, overrides: tuple[str, ...]) -> BenchCorpus:
-    made = make_encoders(method_recipe(recipe, list(overrides), RunKey("srem", "", 0, 0)), torch.device("cpu"))
-    return BenchCorpus(shards, made[0].preprocessor, workers=0)  # a worker process can have none of its own
-
-
-def _corpus(shards: tuple[Shard, ...], encoder: str, job: _Job) -> BenchCorpus:
-    # Decoded once in the life of a worker process, for all its runs.
-    return _cached_corpus(shards, encoder, job.recipe, job.overrides)
+def _corpus(shards: tuple[Shard, ...], encoder: EncoderRecipe) -> BenchCorpus:
+    """Decoded once in the life of a worker process, for all its runs."""
+    preprocessor = make_encoder(encoder, torch.device("cpu"), seed=0).preprocessor
+    return BenchCorpus(shards, preprocessor, workers=0)  # a worker process can have none of its own

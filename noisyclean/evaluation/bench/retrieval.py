@@ -12,12 +12,13 @@ from noisyclean.corpus.locate import ShardSpec, find_shards
 from noisyclean.corpus.parallel import default_workers
 from noisyclean.corpus.source import StreamSource
 from noisyclean.device import choose_device
-from noisyclean.encoders import DualEncoder, load_encoder
+from noisyclean.encoders import load_encoder
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.evaluation.retrieval import Retrieval, five_fold, retrieval
+from noisyclean.evaluation import retrieval as metrics
+from noisyclean.evaluation.retrieval import Retrieval, group_captions
 from noisyclean.progress import SILENT, Progress
 from noisyclean.scoring.reference import embed
-from noisyclean.scoring.run import RUN_FILE, load_run
+from noisyclean.scoring.run import is_run, load_run
 
 
 def bench_retrieval(
@@ -43,11 +44,7 @@ def bench_retrieval(
     """
     place = choose_device(device)
     found = find_shards(shards)
-    encoders: list[DualEncoder]
-    if (Path(model) / RUN_FILE).is_file():
-        encoders = [one.encoder for one in load_run(Path(model))[0]]
-    else:
-        encoders = [load_encoder(str(model))]
+    encoders = [one.encoder for one in load_run(Path(model))[0]] if is_run(model) else [load_encoder(str(model))]
     index = index_corpus(found, workers=default_workers(), progress=progress)
     rows = np.flatnonzero(index.usable)
     figures = []
@@ -58,18 +55,12 @@ def bench_retrieval(
         if not len(at):
             raise NoisycleanError(f"{found[0].path} and the other {len(found) - 1} shards: no pair can be read")
         order = np.argsort(at)  # that of the shards, by which the fifths go
-        _, first, image_of_text = np.unique(index.image[at[order]], return_index=True, return_inverse=True)
+        first, image_of_text = group_captions(index.image[at[order]])
         if five_fold and len(first) < 5:
             raise UsageError(
                 f"--five-fold: {len(first)} different pictures in {found[0].path} …; at least 5 are needed"
             )
-        # Images in the order they first come in, not in that of their hashes.
-        place_of = np.argsort(np.argsort(first))
-        pictures = torch.from_numpy(order[np.sort(first)])
-        captions = torch.from_numpy(order)
-        measure = _five_fold if five_fold else retrieval
-        figures.append(measure(image.cpu()[pictures], text.cpu()[captions], place_of[image_of_text]))
+        pictures, captions = torch.from_numpy(order[first]), torch.from_numpy(order)
+        measure = metrics.five_fold if five_fold else metrics.retrieval
+        figures.append(measure(image.cpu()[pictures], text.cpu()[captions], image_of_text))
     return figures
-
-
-_five_fold = five_fold

@@ -19,10 +19,10 @@ from noisyclean.encoders import DualEncoder
 from noisyclean.evaluation.baselines import clip_score, deep_knn, lemon_fix, neg_clip_loss
 from noisyclean.evaluation.bench.corpus import BenchCorpus, PlantedCorpus
 from noisyclean.evaluation.bench.methods import METHODS, ORACLE
-from noisyclean.evaluation.detection import detection
-from noisyclean.evaluation.retrieval import Retrieval, retrieval
+from noisyclean.evaluation.detection import detection, ratio, share
+from noisyclean.evaluation.retrieval import Retrieval, group_captions, retrieval
 from noisyclean.manifest.schema import CLEAN, NOISY, STATISTICS
-from noisyclean.manifest.splitting import Columns, SplitRule, decide
+from noisyclean.manifest.splitting import DEFAULT_FDR, Columns, SplitRule, decide
 from noisyclean.progress import SILENT
 from noisyclean.recipe import Recipe, load_recipe
 from noisyclean.scoring.reference import embed
@@ -51,11 +51,6 @@ class RunKey:
     seed: int
 
 
-class _Silent:
-    def advance(self, amount: int = 1, note: str | None = None) -> None:
-        pass
-
-
 def method_recipe(base: str, overrides: list[str], key: RunKey) -> Recipe:
     """The recipe of a run: the base recipe, what the user set, and then what makes the method."""
     return load_recipe(base, [*overrides, *METHODS[key.method].overrides, f"seed={key.seed}"])
@@ -81,29 +76,29 @@ def run(corpus: BenchCorpus, recipe: Recipe, key: RunKey, device: torch.device) 
     epochs: list[dict[str, Any]] = []
     best = -1.0
     kept: list[dict[str, Tensor]] = []
-    task = _Silent()
-    for epoch in range(recipe.optimiser.epochs):
-        measurable = _reset_peak_memory(device)
-        # What the filter let through is what the coming epoch is trained on.
-        filtered = _filter_figures(crossfit, planted)
-        before = time.perf_counter()
-        figures = crossfit.train_epoch(epoch, task)
-        seconds = time.perf_counter() - before
-        memory = _peak_memory(device) if measurable else None
-        rsum = float(np.mean([one.rsum for one in _retrieve(crossfit.encoders, corpus.source, corpus.validation)]))
-        if rsum > best:
-            best = rsum
-            kept = [_weights(encoder) for encoder in crossfit.encoders]
-        epochs.append(
-            {
-                "epoch": epoch,
-                "loss": float(np.mean([one["loss"] for one in figures])),
-                "seconds": round(seconds, 3),
-                "peak_memory": memory,
-                "validation_rsum": round(rsum, 3),
-                **filtered,
-            }
-        )
+    with SILENT.task("training", None, "pairs") as task:
+        for epoch in range(recipe.optimiser.epochs):
+            measurable = _reset_peak_memory(device)
+            # What the filter let through is what the coming epoch is trained on.
+            filtered = _filter_figures(crossfit, planted)
+            before = time.perf_counter()
+            figures = crossfit.train_epoch(epoch, task)
+            seconds = time.perf_counter() - before
+            memory = _peak_memory(device) if measurable else None
+            rsum = float(np.mean([one.rsum for one in _retrieve(crossfit.encoders, corpus.source, corpus.validation)]))
+            if rsum > best:
+                best = rsum
+                kept = [_weights(encoder) for encoder in crossfit.encoders]
+            epochs.append(
+                {
+                    "epoch": epoch,
+                    "loss": float(np.mean([one["loss"] for one in figures])),
+                    "seconds": round(seconds, 3),
+                    "peak_memory": memory,
+                    "validation_rsum": round(rsum, 3),
+                    **filtered,
+                }
+            )
     judged = [
         judge(encoder, planted.source, fold, recipe.bank.size)
         for encoder, fold in zip(crossfit.encoders, crossfit.judged, strict=True)
@@ -115,7 +110,7 @@ def run(corpus: BenchCorpus, recipe: Recipe, key: RunKey, device: torch.device) 
         "seed": key.seed,
         **_detection_figures(judged, planted),
         **_retrieval_figures("last", _retrieve(crossfit.encoders, corpus.source, corpus.test)),
-        "training_free": _training_free(crossfit, planted, recipe) if key.method == "infonce" else {},
+        "training_free": _training_free(crossfit, planted) if key.method == "infonce" else {},
     }
     for encoder, weights in zip(crossfit.encoders, kept, strict=True):
         encoder.model.load_state_dict(weights)
@@ -143,18 +138,18 @@ def _detection_figures(judged: list[Judged], planted: PlantedCorpus) -> dict[str
     headline = planted.headline[rows]
     matched = planted.matched[rows][headline]
     columns = Columns({"p_value": p, **values}, len(p))
-    figures: dict[str, Any] = {"pairs": len(rows), "planted_noise": float(1 - matched.mean())}
+    figures: dict[str, Any] = {"pairs": len(rows), "planted_noise": share(~matched)}
     for asked in ASKED:
         verdict = decide(columns, noise, SplitRule(fdr=asked))
         clean = (verdict.split == CLEAN)[headline]
         name = f"{asked * 100:g}"
-        figures[f"realised_{name}"] = float(1 - matched[clean].mean()) if clean.any() else None
-        figures[f"recall_{name}"] = float(clean[matched].mean()) if matched.any() else None
-        if asked == SplitRule(fdr=0.05).fdr:
+        figures[f"realised_{name}"] = share(~matched[clean])
+        figures[f"recall_{name}"] = ratio(matched & clean, matched)
+        if asked == DEFAULT_FDR:
             noisy = (verdict.split == NOISY)[headline]
-            figures["f1"] = float(2 * (clean & matched).sum() / (clean.sum() + matched.sum()))
-            figures["noisy_precision"] = float(1 - matched[noisy].mean()) if noisy.any() else None
-            figures["noisy_recall"] = float(noisy[~matched].mean()) if (~matched).any() else None
+            figures["f1"] = ratio(2 * (matched & clean), matched.astype(np.int64) + clean)
+            figures["noisy_precision"] = share(~matched[noisy])
+            figures["noisy_recall"] = ratio(~matched & noisy, ~matched)
             figures["auroc"], figures["average_precision"] = detection(matched, verdict.rank[headline].astype(float))
     figures |= {"estimated_noise": noise.estimate, "noise_low": noise.low, "noise_high": noise.high}
     return figures
@@ -164,7 +159,7 @@ def _retrieve(encoders: list[DualEncoder], source: PairSource, rows: NDArray[np.
     found = []
     for encoder in encoders:
         at, image, text = embed(encoder, source, rows)
-        _, first, image_of_text = np.unique(source.index.image[at], return_index=True, return_inverse=True)
+        first, image_of_text = group_captions(source.index.image[at])
         found.append(retrieval(image[torch.from_numpy(first)].cpu(), text.cpu(), image_of_text))
     return found
 
@@ -194,7 +189,7 @@ def _filter_figures(crossfit: CrossFit, planted: PlantedCorpus) -> dict[str, flo
     return {"filter_precision": float(np.mean(precision)), "filter_recall": float(np.mean(recall))}
 
 
-def _training_free(crossfit: CrossFit, planted: PlantedCorpus, recipe: Recipe) -> dict[str, dict[str, float | None]]:
+def _training_free(crossfit: CrossFit, planted: PlantedCorpus) -> dict[str, dict[str, float | None]]:
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in TRAINING_FREE}
     kept = []
     for encoder, fold in zip(crossfit.encoders, crossfit.judged, strict=True):
