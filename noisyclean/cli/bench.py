@@ -27,7 +27,7 @@ def detection(
     ] = None,
     methods: Annotated[
         str, typer.Option(help="Methods, with commas between.")
-    ] = "srem,srem-soft,oracle,infonce,vse,ncr,decl,rcl,crcl,rince",
+    ] = "srem,oracle,infonce,vse,ncr,decl,rcl,crcl,rince",
     noise: Annotated[str, typer.Option(help="Shares of the pairs to make wrong.")] = "0.2,0.4,0.6,0.8",
     protocol: Annotated[str, typer.Option(help="Noise protocols, as `corrupt` has them.")] = "caption",
     seeds: Annotated[str, typer.Option(help="Seeds, or how many (`3` is `0,1,2`).")] = "3",

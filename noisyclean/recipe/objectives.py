@@ -29,6 +29,11 @@ class SremObjective(Section):
         "filter_fdr; mixture: posterior of the better of two Gaussians; energy_bank: the pairs of a batch below the "
         "moving average of the disagreeing pairs' energies; none: only agreement selects",
     )
+    selectivity: float = Field(
+        3.0,
+        ge=1,
+        description="exponent of a weight: 1, the probability of being clean; higher, the surest pairs count most",
+    )
     filter_fdr: float = Field(
         0.1, gt=0, lt=1, description="the mismatch rate asked of the pairs with threshold q_value"
     )
@@ -55,11 +60,11 @@ class SremObjective(Section):
         "constant", description="fade: λ falls linearly to 0 over the training"
     )
     soft_targets: float = Field(
-        0.0,
+        0.4,
         ge=0,
         le=1,
-        description="share of the matching loss whose target is the prediction of the model that never saw the pair; "
-        "keeps 4·d bytes of embeddings a pair in memory; none where judge is in-sample",
+        description="share of the matching loss whose target is what the model itself predicted an epoch ago; keeps "
+        "4·d bytes of embeddings a pair in memory",
     )
 
 

@@ -19,7 +19,8 @@ from noisyclean.progress import SILENT, Progress, Task
 from noisyclean.recipe import EncoderRecipe, NcrObjective, Recipe, SremObjective
 from noisyclean.scoring.folds import FoldMap, assign_folds
 from noisyclean.scoring.reference import MIN_BANK, ReferenceModel, build_bank
-from noisyclean.training.filtration import Filtered, OutOfFoldTeacher, judge, ncr_filter, srem_filter
+from noisyclean.training.filtration import Filtered, judge, ncr_filter, srem_filter
+from noisyclean.training.memory import EmbeddingMemory
 from noisyclean.training.objectives import make_objective
 from noisyclean.training.trainer import FoldTrainer
 
@@ -91,19 +92,19 @@ class CrossFit:
             raise NoisycleanError("almost all pairs share one caption or picture: no two folds can be made of them")
         objective = recipe.objective
         peers = 2 if isinstance(objective, NcrObjective) and objective.co_teaching else 1
-        self._students = [
-            _Student(
-                FoldTrainer(encoder, recipe.optimiser, make_objective(objective, len(index))),
-                k,
-                rows[(fold[rows] != k) & may_train[rows]],
-            )
-            for peer in range(peers)
-            for k, encoder in enumerate(
-                encoders if encoders and not peer else make_encoders(recipe, device, seed=recipe.seed + peer)
-            )
-        ]
-        soft = isinstance(objective, SremObjective) and objective.soft_targets > 0
-        self._teacher = OutOfFoldTeacher(fold) if soft and self._judges_out_of_fold() else None
+        remembers = isinstance(objective, SremObjective) and objective.soft_targets > 0
+        self._students = []
+        for peer in range(peers):
+            made = encoders if encoders and not peer else make_encoders(recipe, device, seed=recipe.seed + peer)
+            for k, encoder in enumerate(made):
+                trained = rows[(fold[rows] != k) & may_train[rows]]
+                trainer = FoldTrainer(
+                    encoder,
+                    recipe.optimiser,
+                    make_objective(objective, len(index)),
+                    EmbeddingMemory(trained) if remembers else None,
+                )
+                self._students.append(_Student(trainer, k, trained))
 
     @property
     def encoders(self) -> list[DualEncoder]:
@@ -152,11 +153,10 @@ class CrossFit:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed training needs, with soft targets the embeddings that they come from."""
+        """All that a resumed training needs."""
         return {
             "weights": [student.weights for student in self._students],
             "trainers": [student.trainer.state_dict() for student in self._students],
-            "teacher": {} if self._teacher is None else self._teacher.state,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -164,8 +164,6 @@ class CrossFit:
         for student, weights, trainer in zip(self._students, state["weights"], state["trainers"], strict=True):
             student.weights = weights
             student.trainer.load_state_dict(trainer)
-        if self._teacher is not None:
-            self._teacher.state = state["teacher"]
 
     def _train(self, student: _Student, epoch: int, task: Task) -> dict[str, Any]:
         trainer, rows, epochs = student.trainer, student.trained, self.recipe.optimiser.epochs
@@ -178,7 +176,6 @@ class CrossFit:
             self.source,
             rows,
             student.weights,
-            self._teacher if self._teacher is not None and self._teacher.state else None,
             epoch=epoch,
             seed=(self.recipe.seed * 1_000_003 + epoch) * self.recipe.folds + student.fold,
             on_step=on_step,
@@ -235,7 +232,6 @@ class CrossFit:
                         self.source,
                         rows if out_of_fold else student.trained,
                         size,
-                        keep_embeddings=self._teacher is not None,
                         on_batch=on_batch,
                     ),
                     objective,
@@ -246,8 +242,6 @@ class CrossFit:
                 weights = self._spread(found)
                 for student in self._students:
                     student.weights = weights
-                if self._teacher is not None:
-                    self._teacher.learn(found, [encoder.temperature.item() for encoder in self.encoders])
                 return found
             selected = found
         for student, one in zip(self._students, selected, strict=True):

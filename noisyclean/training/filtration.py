@@ -34,14 +34,11 @@ class Filtered:
         rows: (R,) int64 rows of the index.
         weight: (R,) float32 in [0, 1], how clean each pair is held to be.
         noise: the estimated share of mismatches among them; None where the filter has no null to tell it by.
-        image, text: (R, d) float16 embeddings, if they were asked for.
     """
 
     rows: NDArray[np.int64]
     weight: NDArray[np.float32]
     noise: NoiseRate | None = None
-    image: Tensor | None = None
-    text: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,15 +48,12 @@ class Judged:
     Attributes:
         rows: (R,) int64 rows of the index.
         scores: six (R,) statistics.
-        image, text: (R, d) embeddings, if they were asked for.
         bank: the bank.
     """
 
     rows: NDArray[np.int64]
     scores: PairStatistics
     bank: ReferenceBank
-    image: Tensor | None
-    text: Tensor | None
 
 
 def judge(
@@ -68,12 +62,11 @@ def judge(
     rows: NDArray[np.int64],
     bank_size: int,
     *,
-    keep_embeddings: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Judged:
     """Score pairs as ``score`` does, against a bank drawn from themselves. Each pair is embedded once.
 
-    Memory: the bank and six numbers a pair, unless the embeddings are kept, in half precision.
+    Memory: the bank and six numbers a pair.
 
     Args:
         rows: rows of the index.
@@ -89,15 +82,10 @@ def judge(
     bank = ReferenceBank.build(index.caption[found], image, text, encoder.temperature.item())
     kept_rows: list[NDArray[np.int64]] = []
     scores: list[PairStatistics] = []
-    images: list[Tensor] = []
-    texts: list[Tensor] = []
 
     def add(at: NDArray[np.int64], image: Tensor, text: Tensor) -> None:
         kept_rows.append(at)
         scores.append(PairStatistics(*(one.cpu() for one in bank.score(image, text, index.caption[at]))))
-        if keep_embeddings:
-            images.append(image.half().cpu())
-            texts.append(text.half().cpu())
 
     add(found, image, text)
     with encoder.inference():
@@ -109,8 +97,6 @@ def judge(
         np.concatenate(kept_rows),
         PairStatistics(*(torch.cat(parts) for parts in zip(*scores, strict=True))),
         bank,
-        torch.cat(images) if keep_embeddings else None,
-        torch.cat(texts) if keep_embeddings else None,
     )
 
 
@@ -123,15 +109,15 @@ def srem_filter(judged: Judged, recipe: SremObjective) -> Filtered:
     noise = noise_rate(p, null_pairs=len(judged.bank))
     match recipe.threshold:
         case "posterior":
-            weight = match_probability(p, noise.estimate)
+            weight = match_probability(p, noise.estimate) ** recipe.selectivity
         case "q_value":
             weight = (q_values(p, noise.estimate) <= recipe.filter_fdr).astype(np.float64)
         case "mixture":
             worse = judged.scores.energy if recipe.statistic == "energy" else -getattr(judged.scores, recipe.statistic)
-            weight = clean_posterior(worse.numpy(), "gaussian")
+            weight = clean_posterior(worse.numpy(), "gaussian") ** recipe.selectivity
         case _:  # selected within the batch
             weight = np.ones(len(p))
-    return Filtered(judged.rows, weight.astype(np.float32), noise, judged.image, judged.text)
+    return Filtered(judged.rows, weight.astype(np.float32), noise)
 
 
 def ncr_filter(
@@ -163,38 +149,3 @@ def ncr_filter(
                 on_batch(len(batch))
     clean = clean_posterior(np.concatenate(losses), recipe.mixture) > 0.5
     return Filtered(np.concatenate(kept), clean.astype(np.float32))
-
-
-class OutOfFoldTeacher:
-    """The predictions of the models that never saw the pairs, from embeddings kept when these were judged.
-
-    Models of different folds do not share a space: between pairs of different folds there is no prediction.
-
-    Attributes:
-        state: what it has learned, tensors that travel in the checkpoint: the embeddings, 2d half-precision numbers a
-            pair, and where each row's are. Empty before it has learned anything.
-    """
-
-    def __init__(self, fold: NDArray[np.int64]) -> None:
-        """``fold``: (N,) over the index."""
-        self._fold = torch.from_numpy(fold)
-        self.state: dict[str, Tensor] = {}
-
-    def learn(self, filtered: list[Filtered], temperatures: list[float]) -> None:
-        """Take over what the models of all folds now think."""
-        rows = torch.cat([torch.from_numpy(one.rows) for one in filtered])
-        place = torch.full_like(self._fold, -1)
-        place[rows] = torch.arange(len(rows))
-        self.state = {
-            "place": place,
-            "image": torch.cat([one.image for one in filtered if one.image is not None]),
-            "text": torch.cat([one.text for one in filtered if one.text is not None]),
-            "temperature": torch.tensor(temperatures),
-        }
-
-    def logits(self, rows: Tensor) -> Tensor:
-        """(B,) rows → (B, B) logits; −inf between folds."""
-        at, fold = self.state["place"][rows], self._fold[rows]
-        similarity = self.state["image"][at].float() @ self.state["text"][at].float().T
-        same = fold[:, None] == fold[None, :]
-        return (similarity / self.state["temperature"][fold][:, None]).masked_fill(~same, -torch.inf)

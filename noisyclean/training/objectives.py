@@ -59,7 +59,7 @@ class Step:
         temperature: τ, a scalar tensor.
         rows: (B,) int64 rows of the index, on the CPU.
         weights: (B,) how clean the filter holds each pair to be; None: not filtered yet.
-        teacher_logits: (B, B) logits of the models that never saw the pairs; None: none yet, or not wanted.
+        taught: (B, B) cosines as the model itself saw the pairs an epoch ago; None: not yet, or not wanted.
         epoch: from 0.
         progress: the share of the training that is done, in [0, 1].
     """
@@ -68,7 +68,7 @@ class Step:
     temperature: Tensor
     rows: Tensor
     weights: Tensor | None
-    teacher_logits: Tensor | None
+    taught: Tensor | None
     epoch: int
     progress: float
 
@@ -129,8 +129,8 @@ class _Srem:
         if recipe.complementary_schedule == "fade":
             weight *= 1 - step.progress
         found = {"matching": matching, "complementary": complementary}
-        if recipe.soft_targets and step.teacher_logits is not None:
-            found["soft_target"] = soft_target_loss(logits, step.teacher_logits)
+        if recipe.soft_targets and not warming_up and step.taught is not None:
+            found["soft_target"] = soft_target_loss(logits, step.taught / step.temperature)
             matching = torch.lerp(matching, found["soft_target"], recipe.soft_targets)
         return {"loss": matching + weight * complementary, **found}
 

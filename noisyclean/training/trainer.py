@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,26 +18,28 @@ from noisyclean.encoders import DualEncoder
 from noisyclean.errors import NoisycleanError
 from noisyclean.recipe import OptimiserRecipe
 from noisyclean.srem import pair_logits, weighted_contrastive_loss
+from noisyclean.training.memory import EmbeddingMemory
 from noisyclean.training.objectives import Objective, Step
 
 MAX_LOGIT_SCALE = math.log(100)
 """open_clip's own bound: τ never falls below 0.01."""
 
 
-class Teacher(Protocol):
-    """What knows the predictions of the models that never saw a batch's pairs."""
-
-    def logits(self, rows: Tensor) -> Tensor:
-        """(B,) rows → (B, B) logits."""
-
-
 class FoldTrainer:
     """One fold's encoder with its optimiser; steps through epochs of the pairs it may see."""
 
-    def __init__(self, encoder: DualEncoder, optimiser: OptimiserRecipe, objective: Objective) -> None:
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        optimiser: OptimiserRecipe,
+        objective: Objective,
+        memory: EmbeddingMemory | None = None,
+    ) -> None:
+        """``memory``: the teacher of soft targets; None: there are none."""
         self.encoder = encoder
         self.recipe = optimiser
         self.objective = objective
+        self.memory = memory
         self.progress = 0.0
         """The share of the whole training that is done, over which the learning rate runs its course."""
         self.optimiser = torch.optim.AdamW(
@@ -60,7 +62,6 @@ class FoldTrainer:
         source: PairSource,
         rows: NDArray[np.int64],
         weights: Tensor | None,
-        teacher: Teacher | None = None,
         *,
         epoch: int,
         seed: int,
@@ -71,7 +72,6 @@ class FoldTrainer:
         Args:
             epoch: which of the recipe's epochs, from 0.
             weights: (N,) float32 over the whole index, how clean each pair is held to be; None: all count as clean.
-            teacher: for soft targets.
             on_step: called after each step with its number of pairs and its loss.
 
         Returns:
@@ -90,7 +90,7 @@ class FoldTrainer:
                 continue
             seen += len(batch)
             self.progress = min((epoch + seen / len(rows)) / self.recipe.epochs, 1.0)
-            figures = self._step(shift_pictures(batch, self.recipe.shift, generator), weights, teacher, epoch)
+            figures = self._step(shift_pictures(batch, self.recipe.shift, generator), weights, epoch)
             if not math.isfinite(figures["loss"]):
                 raise NoisycleanError(
                     f"the loss became {figures['loss']} in epoch {epoch + 1}; lower optimiser.learning_rate and fit "
@@ -101,19 +101,24 @@ class FoldTrainer:
             on_step(len(batch), figures["loss"])
         return {name: total / steps for name, total in totals.items()}
 
-    def _step(self, batch: Batch, weights: Tensor | None, teacher: Teacher | None, epoch: int) -> dict[str, float]:
+    def _step(self, batch: Batch, weights: Tensor | None, epoch: int) -> dict[str, float]:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
         with torch.autocast(self.encoder.device.type, self.dtype, enabled=self.dtype is not None):
             image = self.encoder.encode_image(batch.pixels)
             text = self.encoder.encode_text(batch.tokens)
+        image, text = image.float(), text.float()
+        taught = None
+        if self.memory is not None:
+            taught = self.memory.similarity(batch.rows)
+            self.memory.remember(batch.rows, image, text)
         terms = self.objective.terms(
             Step(
-                similarity=image.float() @ text.float().T,
+                similarity=image @ text.T,
                 temperature=self.encoder.temperature,
                 rows=batch.rows,
                 weights=None if weights is None else weights[batch.rows].to(image.device),
-                teacher_logits=None if teacher is None else teacher.logits(batch.rows).to(image.device),
+                taught=None if taught is None else taught.to(image.device),
                 epoch=epoch,
                 progress=self.progress,
             )
@@ -151,6 +156,7 @@ class FoldTrainer:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "objective": self.objective.state,
+            "memory": {} if self.memory is None else self.memory.state,
             "progress": self.progress,
         }
 
@@ -160,6 +166,8 @@ class FoldTrainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.objective.state.update(state["objective"])
+        if self.memory is not None:
+            self.memory.state = state["memory"]
         self.progress = state["progress"]
 
 

@@ -114,7 +114,7 @@ class TestDetection:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            ("--methods magic", "--methods magic: no such method; there are srem, srem-soft, oracle"),
+            ("--methods magic", "--methods magic: no such method; there are srem, oracle"),
             ("--methods ,", "--methods: give at least one"),
             ("--protocol words", "--protocol words: no such protocol; there are caption, image, hard"),
             ("--protocol ,", "--protocol: give at least one"),

@@ -24,7 +24,7 @@ from noisyclean.scoring.reference import build_bank, embed
 from noisyclean.scoring.run import load_run
 from noisyclean.training import crossfit as module
 from noisyclean.training.crossfit import CrossFit, make_encoders
-from noisyclean.training.filtration import Filtered, OutOfFoldTeacher, judge, ncr_filter, srem_filter
+from noisyclean.training.filtration import Filtered, judge, ncr_filter, srem_filter
 
 TINY = [
     "encoder.name=pico",
@@ -101,7 +101,7 @@ def test_every_objective_trains_to_a_run_that_loads(keys: list[str], shards: Pat
     chosen = load_recipe(tmp_path / "run" / "recipe.yaml").objective
     assert chosen == load_recipe("cpu-small", overrides).objective
     assert all(("estimated_noise" in row) == (chosen.name == "srem" and row["epoch"] == 0) for row in rows)
-    taught = isinstance(chosen, SremObjective) and chosen.soft_targets > 0 and chosen.judge == "out-of-fold"
+    taught = isinstance(chosen, SremObjective) and chosen.soft_targets > 0
     assert ["soft_target" in row for row in rows] == [False, False, taught, taught]
     models, _ = load_run(tmp_path / "run")
     for model in models:
@@ -112,7 +112,7 @@ def test_every_objective_trains_to_a_run_that_loads(keys: list[str], shards: Pat
 
 @pytest.mark.parametrize("keys", [["soft_targets=0.3", "threshold=energy_bank"], ["name=crcl"]], ids=" ".join)
 def test_an_interrupted_fit_forgets_nothing(keys: list[str], shards: Path, tmp_path: Path) -> None:
-    """What the objective or the teacher remember is in the checkpoint."""
+    """What the objective or the memory hold is in the checkpoint."""
     overrides = [*TINY, "optimiser.epochs=3", *(f"objective.{key}" for key in keys)]
     whole = nc.fit(shards, out=tmp_path / "whole", recipe="cpu-small", overrides=overrides)
     out = tmp_path / "run"
@@ -214,7 +214,7 @@ def test_judge_embeds_each_pair_once_and_scores_as_score_does(source: MemorySour
     rows = np.flatnonzero(source.index.usable)[20:]
     watched = Watched(source)
     counted: list[int] = []
-    judged = judge(encoder, watched, rows, 40, keep_embeddings=True, on_batch=counted.append)
+    judged = judge(encoder, watched, rows, 40, on_batch=counted.append)
     assert sorted(row for seen in watched.looked_at for row in seen) == rows.tolist()
     assert sum(counted) == len(rows)
     bank = build_bank(encoder, source, rows, 40)
@@ -225,11 +225,6 @@ def test_judge_embeds_each_pair_once_and_scores_as_score_does(source: MemorySour
     assert judged.rows[order].tolist() == at.tolist()
     for mine, theirs in zip(judged.scores, expected, strict=True):
         torch.testing.assert_close(mine[torch.from_numpy(order)], theirs)
-    assert judged.image is not None
-    assert judged.text is not None
-    torch.testing.assert_close(judged.image[torch.from_numpy(order)], image.half())
-    torch.testing.assert_close(judged.text[torch.from_numpy(order)], text.half())
-    assert judge(encoder, source, rows, 40).image is None
 
 
 @pytest.mark.parametrize("threshold", ["posterior", "q_value", "mixture", "energy_bank", "none"])
@@ -249,34 +244,26 @@ def test_srem_filters_hold_better_pairs_cleaner(threshold: str, source: MemorySo
     assert 0 <= found.noise.low <= found.noise.estimate <= found.noise.high <= 1
 
 
-def test_the_teacher_predicts_within_folds_only() -> None:
-    fold = np.array([0, 1, 0, 1, 0])
-    teacher = OutOfFoldTeacher(fold)
-    assert teacher.state == {}
-    image, text = torch.nn.functional.normalize(torch.randn(2, 5, 3), dim=2).half()
-    parts = [
-        Filtered(rows, np.ones(len(rows), np.float32), None, image[rows], text[rows])
-        for rows in (np.array([4, 0, 2]), np.array([3, 1]))
-    ]
-    teacher.learn(parts, [0.1, 0.2])
-    rows = torch.tensor([0, 3, 2])
-    expected = image[rows].float() @ text[rows].float().T / torch.tensor([0.1, 0.2, 0.1])[:, None]
-    expected[0, 1] = expected[1, 0] = expected[1, 2] = expected[2, 1] = -torch.inf
-    torch.testing.assert_close(teacher.logits(rows), expected)
-    other = OutOfFoldTeacher(fold)
-    other.state = teacher.state
-    assert torch.equal(other.logits(rows), teacher.logits(rows))
+@pytest.mark.parametrize("threshold", ["posterior", "mixture"])
+def test_selectivity_is_an_exponent(threshold: str, source: MemorySource) -> None:
+    crossfit = CrossFit(recipe(), source, CPU)
+    judged = judge(crossfit.encoders[0], source, crossfit.judged[0], 64)
+    plain, cubed = (
+        srem_filter(judged, SremObjective(threshold=threshold, selectivity=power)).weight for power in (1.0, 3.0)
+    )
+    assert 0 < plain.mean() < 1
+    np.testing.assert_allclose(cubed, plain**3, rtol=1e-5)
 
 
 def test_the_checkpoint_has_embeddings_only_where_soft_targets_need_them(source: MemorySource) -> None:
     soft, hard = (CrossFit(recipe(f"objective.soft_targets={share}"), source, CPU) for share in (0.3, 0))
-    assert soft.state_dict()["teacher"] == {}
     for crossfit in (soft, hard):
         crossfit.train_epoch(0, Listener())
-    assert hard.state_dict()["teacher"] == {}
-    kept = soft.state_dict()["teacher"]
-    assert len(kept["image"]) == len(kept["text"]) == source.index.usable.sum()
-    assert kept["image"].dtype == torch.float16
+    assert [one["memory"] for one in hard.state_dict()["trainers"]] == [{}, {}]
+    for trainer, (trained, _) in zip(soft.state_dict()["trainers"], soft.weights, strict=True):
+        kept = trainer["memory"]
+        assert len(kept["image"]) == len(kept["text"]) == len(trained)
+        assert kept["image"].dtype == torch.float16
 
 
 def test_pairs_that_cannot_be_divided(source: MemorySource) -> None:

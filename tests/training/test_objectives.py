@@ -35,7 +35,7 @@ def step(
     epoch: int = 5,
     progress: float = 0.5,
     weights: Tensor | None = None,
-    teacher: Tensor | None = None,
+    taught: Tensor | None = None,
     scale: float = 1.0,
     seed: int = 0,
 ) -> Step:
@@ -47,7 +47,7 @@ def step(
         temperature=torch.tensor(0.1, dtype=torch.float64),
         rows=torch.arange(3, 3 + SIZE),
         weights=weights,
-        teacher_logits=teacher,
+        taught=taught,
         epoch=epoch,
         progress=progress,
     )
@@ -144,12 +144,15 @@ def test_the_energy_bank_follows_the_pairs_that_disagree() -> None:
 
 
 def test_soft_targets_share_the_matching_loss() -> None:
-    teacher = 5 * torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    made = objective(soft_targets=0.25, complementary_weight=0)
-    given = step(weights=WEIGHTS, teacher=teacher)
-    hard, soft = weighted_contrastive_loss(given.logits, WEIGHTS), soft_target_loss(given.logits, teacher)
+    taught = torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    made = objective(soft_targets=0.25, complementary_weight=0, warmup_epochs=2)
+    given = step(weights=WEIGHTS, taught=taught)
+    hard = weighted_contrastive_loss(given.logits, WEIGHTS)
+    soft = soft_target_loss(given.logits, taught / given.temperature)
     torch.testing.assert_close(made.terms(given)["loss"], 0.75 * hard + 0.25 * soft)
     torch.testing.assert_close(made.terms(step(weights=WEIGHTS))["loss"], hard)
+    early = step(epoch=1, taught=taught)
+    torch.testing.assert_close(made.terms(early)["loss"], weighted_contrastive_loss(early.logits))
 
 
 def test_a_triplet_warms_up_on_all_negatives() -> None:

@@ -26,7 +26,6 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "srem": Method("SREM", ["objective.name=srem"]),
-    "srem-soft": Method("SREM, soft targets", ["objective.name=srem", "objective.soft_targets=0.25"]),
     ORACLE: Method("InfoNCE, true pairs only (oracle)", ["objective.name=infonce"]),
     "infonce": Method("InfoNCE", ["objective.name=infonce"]),
     "vse": Method("VSE++", ["objective.name=vse", "objective.warmup_epochs=2"]),
@@ -42,7 +41,7 @@ METHODS: dict[str, Method] = {
 }
 """Method by name, in the order of the tables."""
 
-DEFAULT_METHODS = ("srem", "srem-soft", ORACLE, "infonce", "vse", "ncr", "decl", "rcl", "crcl", "rince")
+DEFAULT_METHODS = ("srem", ORACLE, "infonce", "vse", "ncr", "decl", "rcl", "crcl", "rince")
 
 
 def find_methods(names: Sequence[str]) -> list[str]:

@@ -30,6 +30,13 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
 }
 """Figure → (heading, factor, decimals)."""
 
+LEADS: dict[str, tuple[str, float, int]] = {
+    "auroc_lead": ("AUROC", 1, 3),
+    "recall_5_lead": ("recall at 5 %", 1, 3),
+    "rsum_last_lead": ("rSum last", 1, 1),
+}
+"""Figures in which SREM is compared with each method seed by seed: noise, weights and order are the same for both."""
+
 FIGURE_FILES = ("auroc.svg", "filter.svg")
 
 
@@ -51,7 +58,10 @@ class Tables:
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Means and standard deviations (n − 1) over seeds; training-free scorers are methods of their own."""
+    """Means and standard deviations (n − 1) over seeds; training-free scorers are methods of their own.
+
+    So are SREM's leads over each method, as differences of runs with the same seed: seeds move all methods together.
+    """
     import pandas as pd
 
     flat = []
@@ -61,7 +71,12 @@ def summarise(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
         flat += [{**cell, "method": name, **figures} for name, figures in one.get("training_free", {}).items()]
     runs = pd.DataFrame(flat, columns=["method", "protocol", "rate", "seed", *COLUMNS])
     figures = runs[list(COLUMNS)].astype("float64")
-    grouped = pd.concat([runs[["method", "protocol", "rate"]], figures], axis=1).groupby(
+    compared = [name.removesuffix("_lead") for name in LEADS]
+    cells = ["protocol", "rate", "seed"]
+    ours = runs.loc[runs["method"] == "srem", cells].join(figures[compared])
+    leads = runs[cells].merge(ours, "left", cells)[compared] - figures[compared]
+    leads[runs["method"] == "srem"] = float("nan")
+    grouped = pd.concat([runs[["method", "protocol", "rate"]], figures, leads.add_suffix("_lead")], axis=1).groupby(
         ["protocol", "rate", "method"], sort=False
     )
     summary = grouped.mean().join(grouped.std().add_suffix("_sd")).join(grouped.size().rename("runs"))
@@ -90,18 +105,28 @@ def to_markdown(summary: pd.DataFrame, title: str) -> str:
     for (protocol, rate), rows in summary.groupby(["protocol", "rate"]):
         seeds = int(rows["runs"].max())
         lines += [f"## {rate:.0%} noise, protocol {protocol}, {seeds} seed{'s' * (seeds > 1)}", ""]
-        lines.append("| method | " + " | ".join(heading for heading, _, _ in COLUMNS.values()) + " |")
-        lines.append("|" + "---|" * (len(COLUMNS) + 1))
-        for row in rows.to_dict("records"):
-            cells = [_cell(row, name) for name in COLUMNS]
-            known = METHODS.get(str(row["method"]))
-            lines.append(f"| {known.title if known else row['method']} | " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += _table(rows, COLUMNS)
+        compared = rows[rows["rsum_last_lead"].notna()]
+        if len(compared):
+            lines += ["SREM's lead, seed by seed:", "", *_table(compared, LEADS)]
     return "\n".join(lines)
 
 
-def _cell(row: dict[Any, Any], name: str) -> str:
-    _, factor, decimals = COLUMNS[name]
+def _table(rows: pd.DataFrame, columns: dict[str, tuple[str, float, int]]) -> list[str]:
+    lines = ["| method | " + " | ".join(heading for heading, _, _ in columns.values()) + " |"]
+    lines.append("|" + "---|" * (len(columns) + 1))
+    for row in rows.to_dict("records"):
+        cells = [_cell(row, name, *columns[name][1:]) for name in columns]
+        lines.append(f"| {_title(row['method'])} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _title(method: str) -> str:
+    # A score that needs no training is known by its title alone.
+    return METHODS[method].title if method in METHODS else method
+
+
+def _cell(row: dict[Any, Any], name: str, factor: float, decimals: int) -> str:
     mean, deviation = row[name], row[f"{name}_sd"]
     if mean != mean:  # nan: not measured, or nothing was kept
         return "–"
@@ -121,11 +146,10 @@ def _draw(summary: pd.DataFrame, results: Sequence[dict[str, Any]], out: Path, t
     chosen = summary[summary["protocol"] == protocol]
     for number, method in enumerate(chosen["method"].unique()):
         rows = chosen[chosen["method"] == method]
-        known = METHODS.get(method)
         style = {
-            "label": known.title if known else method,
+            "label": _title(method),
             "linewidth": 2.5 if method == "srem" else 1.2,
-            "linestyle": "--" if method == ORACLE else "-" if known else ":",
+            "linestyle": "--" if method == ORACLE else "-" if method in METHODS else ":",
             "color": colormaps["tab20"](number % 20),
             "marker": ".",
         }
@@ -166,7 +190,7 @@ def _draw_filters(results: Sequence[dict[str, Any]], title: str) -> Any:
         for (method,), rows in epochs[epochs["rate"] == rate].groupby(["method"]):
             means = rows.groupby("epoch").mean(numeric_only=True)
             for line, name in enumerate(("filter_precision", "filter_recall")):
-                axes[line][column].plot(means.index, means[name], marker="o", label=METHODS[method].title)
+                axes[line][column].plot(means.index, means[name], marker="o", label=_title(method))
         axes[0][column].set_title(f"{rate:.0%} noise")
         axes[1][column].set_xlabel("epoch")
         axes[1][column].xaxis.get_major_locator().set_params(integer=True)
