@@ -122,6 +122,11 @@ class TestRuns:
                 assert np.isfinite(row["loss"])
                 assert row["seconds"] > 0
                 assert 0 <= row["validation_rsum"] <= 600
+            watched = [row["auroc"] for row in one["epochs"]]
+            assert all(0 < auroc < 1 for auroc in watched)
+            # So few pairs are all watched.
+            assert watched[-1] == pytest.approx(one["auroc"])
+            assert one["auroc_fall"] == pytest.approx(max(watched) - watched[-1])
             filtered = one["method"] == "srem"
             assert ["filter_recall" in row for row in one["epochs"]] == [False, filtered]
             assert set(one["training_free"]) == (set(TRAINING_FREE) if one["method"] == "infonce" else set())
@@ -284,7 +289,7 @@ class TestTables:
             for line in part.partition("SREM's lead")[0].splitlines()
             if line.startswith("| RINCE |")
         ]
-        assert line.split("|")[4].strip() == f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+        assert line.split("|")[5].strip() == f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 class Stopped(Exception):
@@ -517,8 +522,6 @@ def judged_pairs(
         rows,
         PairStatistics(**{name: torch.from_numpy(value).float() for name, value in values.items()}),
         ReferenceBank(np.arange(bank), torch.zeros(bank, 2), torch.zeros(bank, 2), 0.1, null.astype(np.float32)),
-        None,
-        None,
     )
 
 

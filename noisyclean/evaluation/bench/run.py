@@ -32,6 +32,9 @@ from noisyclean.training.filtration import Judged, judge
 ASKED = (0.01, 0.05, 0.1)
 """Mismatch rates asked of the clean part."""
 
+WATCHED = 1000
+"""Pairs of a fold on which detection is watched from epoch to epoch; few, so that watching costs little."""
+
 TRAINING_FREE: dict[str, Callable[..., Tensor]] = {
     "CLIP score": clip_score,
     "negCLIPLoss": neg_clip_loss,
@@ -73,6 +76,8 @@ def run(corpus: BenchCorpus, recipe: Recipe, key: RunKey, device: torch.device) 
         trainable=rows[planted.matched[rows]] if key.method == ORACLE else None,
         progress=SILENT,
     )
+    sample = np.random.default_rng(key.seed)
+    watched = [np.sort(sample.permutation(fold)[:WATCHED]) for fold in crossfit.judged]
     epochs: list[dict[str, Any]] = []
     best = -1.0
     kept: list[dict[str, Tensor]] = []
@@ -96,19 +101,19 @@ def run(corpus: BenchCorpus, recipe: Recipe, key: RunKey, device: torch.device) 
                     "seconds": round(seconds, 3),
                     "peak_memory": memory,
                     "validation_rsum": round(rsum, 3),
+                    "auroc": _detection_figures(_judge(crossfit, planted, watched, recipe), planted)["auroc"],
                     **filtered,
                 }
             )
-    judged = [
-        judge(encoder, planted.source, fold, recipe.bank.size)
-        for encoder, fold in zip(crossfit.encoders, crossfit.judged, strict=True)
-    ]
+    judged = _judge(crossfit, planted, crossfit.judged, recipe)
+    seen = [one["auroc"] for one in epochs if one["auroc"] is not None]
     result = {
         "method": key.method,
         "protocol": key.protocol,
         "rate": key.rate,
         "seed": key.seed,
         **_detection_figures(judged, planted),
+        "auroc_fall": max(seen) - seen[-1] if seen else None,
         **_retrieval_figures("last", _retrieve(crossfit.encoders, corpus.source, corpus.test)),
         "training_free": _training_free(crossfit, planted) if key.method == "infonce" else {},
     }
@@ -124,6 +129,14 @@ def run(corpus: BenchCorpus, recipe: Recipe, key: RunKey, device: torch.device) 
         "threads": torch.get_num_threads(),
     }
     return result
+
+
+def _judge(crossfit: CrossFit, planted: PlantedCorpus, folds: list[NDArray[np.int64]], recipe: Recipe) -> list[Judged]:
+    """Pairs of each fold, scored by the model that never saw them."""
+    return [
+        judge(encoder, planted.source, rows, recipe.bank.size)
+        for encoder, rows in zip(crossfit.encoders, folds, strict=True)
+    ]
 
 
 def _detection_figures(judged: list[Judged], planted: PlantedCorpus) -> dict[str, Any]:

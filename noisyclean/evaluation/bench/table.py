@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COLUMNS: dict[str, tuple[str, float, int]] = {
     "auroc": ("AUROC", 1, 3),
+    "auroc_fall": ("below best epoch", 1, 3),
     "average_precision": ("AP", 1, 3),
     "f1": ("F1", 1, 3),
     "estimated_noise": ("estimate %", 100, 1),
