@@ -1,4 +1,4 @@
-"""The losses of the matching classification: of the pairs that look clean, and against another model's predictions."""
+"""The losses of the matching classification: of the pairs that look clean, and against a teacher's predictions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def weighted_contrastive_loss(
 
 
 def soft_target_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The symmetric cross-entropy against another model's predictions instead of the pairs' own classes. *Ours*.
+    """The symmetric cross-entropy against a teacher's predictions instead of the pairs' own classes. *Ours*.
 
     −½ mean_i Σ_j [p*_ij log p_ij + r*_ij log r_ij] with p*, r* the softmax of the teacher's logits. Every pair has a
     target that does not rest on its being matched: which of the batch's captions would fit the image, and the reverse.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from noisyclean.errors import UsageError
 
 ORACLE = "oracle"
-"""InfoNCE that trains on the true pairs only: the ceiling, no competitor."""
+"""InfoNCE that trains on the true pairs only: what a perfect filter would train, no competitor."""
 
 
 @dataclass(frozen=True)
