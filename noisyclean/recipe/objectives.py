@@ -34,6 +34,12 @@ class SremObjective(Section):
         ge=1,
         description="exponent of a weight: 1, the probability of being clean; higher, the surest pairs count most",
     )
+    min_trained_share: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        description="lower the exponent, where the weights would come down to fewer of the pairs than this share",
+    )
     filter_fdr: float = Field(
         0.1, gt=0, lt=1, description="the mismatch rate asked of the pairs with threshold q_value"
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from torch import Tensor
 
 from noisyclean.calibration import NoiseRate, match_probability, noise_rate, q_values
@@ -24,6 +25,8 @@ from noisyclean.scoring.reference import ReferenceBank, draw_bank_rows, embed
 from noisyclean.srem import PairStatistics, match_score, pair_logits
 
 FILTER_BATCH = 256
+LEAST_PROBABILITY = 1e-3
+"""What a pair's probability of being clean is at least taken to be when pairs are weighted."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +112,47 @@ def srem_filter(judged: Judged, recipe: SremObjective) -> Filtered:
     noise = noise_rate(p, null_pairs=len(judged.bank))
     match recipe.threshold:
         case "posterior":
-            weight = match_probability(p, noise.estimate) ** recipe.selectivity
+            weight = selective_weights(
+                match_probability(p, noise.estimate), recipe.selectivity, recipe.min_trained_share
+            )
         case "q_value":
             weight = (q_values(p, noise.estimate) <= recipe.filter_fdr).astype(np.float64)
         case "mixture":
             worse = judged.scores.energy if recipe.statistic == "energy" else -getattr(judged.scores, recipe.statistic)
-            weight = clean_posterior(worse.numpy(), "gaussian") ** recipe.selectivity
+            weight = selective_weights(
+                clean_posterior(worse.numpy(), "gaussian"), recipe.selectivity, recipe.min_trained_share
+            )
         case _:  # selected within the batch
             weight = np.ones(len(p))
     return Filtered(judged.rows, weight.astype(np.float32), noise)
+
+
+def selective_weights(probability: NDArray[np.float64], selectivity: float, min_share: float) -> NDArray[np.float64]:
+    """Weights p^γ, with the largest γ ≤ ``selectivity`` at which they still train on enough pairs (ours).
+
+    A judge that knows little gives hardly any pair a high probability, and a fixed exponent would leave the training
+    to a handful of pairs. Pairs are counted by the effective size of a weighted sample, (Σw)²/Σw² (Kish), which falls
+    as γ grows. At γ = 0 all pairs count alike, as in the warm-up.
+
+    Args:
+        probability: (N,) in [0, 1], that a pair is clean.
+        selectivity: the largest γ.
+        min_share: of N, the fewest pairs that the weights may come down to, in [0, 1).
+
+    Returns:
+        (N,) weights in [0, 1].
+    """
+    # None is impossible: else γ would have no say in pairs of probability 0, however few the others are.
+    probability = np.maximum(probability, LEAST_PROBABILITY)
+
+    def surplus(exponent: float) -> float:
+        weight = probability**exponent
+        return float(weight.sum() ** 2 / (weight @ weight) / len(weight) - min_share)
+
+    if surplus(selectivity) < 0:
+        selectivity = brentq(surplus, 0.0, selectivity)
+    weights: NDArray[np.float64] = probability**selectivity
+    return weights
 
 
 def ncr_filter(

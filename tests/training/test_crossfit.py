@@ -249,7 +249,8 @@ def test_selectivity_is_an_exponent(threshold: str, source: MemorySource) -> Non
     crossfit = CrossFit(recipe(), source, CPU)
     judged = judge(crossfit.encoders[0], source, crossfit.judged[0], 64)
     plain, cubed = (
-        srem_filter(judged, SremObjective(threshold=threshold, selectivity=power)).weight for power in (1.0, 3.0)
+        srem_filter(judged, SremObjective(threshold=threshold, selectivity=power, min_trained_share=0)).weight
+        for power in (1.0, 3.0)
     )
     assert 0 < plain.mean() < 1
     np.testing.assert_allclose(cubed, plain**3, rtol=1e-5)
