@@ -230,7 +230,15 @@ def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
         "run",
         "--set=optimiser.epochs=500",
     ]
-    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # What a shell runs in the background ignores Ctrl-C, and so do its children: tests may be run there.
+    running = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert running.stderr is not None
     for line in running.stderr:
         if "decoding the pairs" in line:
