@@ -42,6 +42,11 @@ def find_shards(spec: ShardSpec) -> list[Shard]:
     return sorted((Shard(name, path) for name, path in _names(paths)), key=lambda shard: shard.name)
 
 
+def absolute_paths(shards: Iterable[Shard]) -> list[str]:
+    """Where the shards lie, in words that hold whatever the working directory: what a record of them keeps."""
+    return [shard.path if "://" in shard.path else str(Path(shard.path).absolute()) for shard in shards]
+
+
 def _expand(spec: str) -> list[str]:
     if spec.startswith("@"):
         return _expand_list(Path(spec[1:]))

@@ -12,7 +12,7 @@ import numpy as np
 import noisyclean
 from noisyclean.corpus.identity import pair_id
 from noisyclean.corpus.index import CorpusIndex, index_corpus
-from noisyclean.corpus.locate import Shard, ShardSpec, find_shards
+from noisyclean.corpus.locate import Shard, ShardSpec, absolute_paths, find_shards
 from noisyclean.corpus.parallel import default_workers
 from noisyclean.corpus.source import StreamSource
 from noisyclean.corpus.stream import stream_chunks
@@ -94,6 +94,7 @@ def score(
         "scorer": scorer.fingerprint(),
         "null_pairs": sum(len(one.bank) for one in scorer.models),
         "shards": [shard.name for shard in found],
+        "paths": absolute_paths(found),
         "device": str(place),
         "version": noisyclean.__version__,
     }

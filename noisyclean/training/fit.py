@@ -12,7 +12,7 @@ import torch
 
 import noisyclean
 from noisyclean.corpus.index import CorpusIndex, index_corpus
-from noisyclean.corpus.locate import Shard, ShardSpec, find_shards
+from noisyclean.corpus.locate import ShardSpec, absolute_paths, find_shards
 from noisyclean.corpus.parallel import default_workers
 from noisyclean.corpus.source import MemorySource, PairSource, StreamSource, fits_in_memory
 from noisyclean.device import choose_device
@@ -114,7 +114,7 @@ def fit(
         model.save(fold_directory(out, fold))
     write_folds(out, crossfit.folds)
     record = RunRecord(
-        shards=_absolute(found),
+        shards=absolute_paths(found),
         corpus=corpus,
         recipe=name,
         pairs=pairs,
@@ -182,10 +182,6 @@ def _finished(out: Path, recipe: Recipe, corpus: str) -> RunRecord | None:
         return record
     what = "another recipe" if record.corpus == corpus else "other shards"
     raise UsageError(f"{out}: holds a model fitted with {what}; give another folder with -o, or remove this one")
-
-
-def _absolute(shards: Sequence[Shard]) -> list[str]:
-    return [shard.path if "://" in shard.path else str(Path(shard.path).absolute()) for shard in shards]
 
 
 def _versions() -> dict[str, str]:
