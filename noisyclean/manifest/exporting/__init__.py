@@ -1,0 +1,1 @@
+"""``export``: the pairs of some splits as training frameworks and tables take them (entry: ``export``)."""
