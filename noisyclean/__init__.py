@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from noisyclean.corpus.synthetic import generate_corpus as generate_corpus
     from noisyclean.evaluation.demo import demo as demo
     from noisyclean.evaluation.detection import evaluate as evaluate
+    from noisyclean.evaluation.labelling import calibrate as calibrate
+    from noisyclean.evaluation.labelling import draw_sample as draw_sample
+    from noisyclean.manifest.exporting.export import export as export
     from noisyclean.manifest.reading import Manifest as Manifest
     from noisyclean.manifest.splitting import split as split
     from noisyclean.scoring.score import score as score
@@ -32,10 +35,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Manifest": "noisyclean.manifest.reading",
     "apply_index": "noisyclean.corpus.noise_index",
+    "calibrate": "noisyclean.evaluation.labelling",
     "convert": "noisyclean.corpus.convert",
     "corrupt": "noisyclean.corpus.noise",
     "demo": "noisyclean.evaluation.demo",
+    "draw_sample": "noisyclean.evaluation.labelling",
     "evaluate": "noisyclean.evaluation.detection",
+    "export": "noisyclean.manifest.exporting.export",
     "fit": "noisyclean.training.fit",
     "generate_corpus": "noisyclean.corpus.synthetic",
     "inspect": "noisyclean.corpus.inspection",

@@ -13,7 +13,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -138,6 +138,60 @@ class DualEncoder:
         (directory / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+class EncoderEnsemble:
+    """Several encoders of one preparation as one, whose logits are the mean of theirs. *Ours*.
+
+    The embeddings are concatenated, each scaled by √(τ/(τₖK)) with τ the harmonic mean of the K temperatures τₖ: they
+    are of unit norm again, and ⟨image, text⟩/τ is the mean of the ⟨imageₖ, textₖ⟩/τₖ.
+    """
+
+    def __init__(self, encoders: Sequence[DualEncoder]) -> None:
+        self.encoders = list(encoders)
+
+    @classmethod
+    def of(cls, encoders: Sequence[DualEncoder]) -> DualEncoder | EncoderEnsemble:
+        """The ensemble, or the encoder itself where there is but one."""
+        return encoders[0] if len(encoders) == 1 else cls(encoders)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoders[0].device
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """Picture and caption preparation, the same for all."""
+        return self.encoders[0].preprocessor
+
+    @property
+    def temperature(self) -> Tensor:
+        """τ, a scalar tensor."""
+        return torch.stack([one.temperature for one in self.encoders]).reciprocal().mean().reciprocal()
+
+    def encode(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides of B pairs, two (B, K·d) unit-norm float32."""
+        images, texts = zip(*(one.encode(pixels, tokens) for one in self.encoders), strict=True)
+        temperatures = torch.stack([one.temperature for one in self.encoders])
+        scales = (self.temperature / temperatures / len(self.encoders)).sqrt()
+        image, text = (
+            torch.cat([scale * one for scale, one in zip(scales, side, strict=True)], dim=1) for side in (images, texts)
+        )
+        return image, text
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Evaluation mode without gradients."""
+        with ExitStack() as stack:
+            for one in self.encoders:
+                stack.enter_context(one.inference())
+            yield
+
+    def fingerprint(self) -> str:
+        """A digest of all encoders in their order."""
+        digests = [one.fingerprint() for one in self.encoders]
+        return hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest()
 
 
 def create_encoder(

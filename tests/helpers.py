@@ -20,8 +20,9 @@ from noisyclean.corpus.identity import pair_id
 from noisyclean.corpus.locate import Shard
 from noisyclean.corpus.shards import Sample, ShardReader
 from noisyclean.files import write_json
+from noisyclean.manifest.nulls import NEAR_MISS, RANDOM, write_nulls
 from noisyclean.manifest.parts import PartInfo, write_part
-from noisyclean.manifest.schema import PART_SCHEMA, STATISTICS
+from noisyclean.manifest.schema import MEASURED, PART_SCHEMA
 from noisyclean.manifest.splitting import OUT_FILE
 from noisyclean.progress import Silent, Task
 
@@ -124,7 +125,23 @@ def write_scores(
     for shard, columns in parts.items():
         write_part(out, shard, _scored_rows(shard, columns), PartInfo("scorer", "source"))
     write_json(out / OUT_FILE, {"shards": sorted(parts), "null_pairs": null_pairs, "scorer": "scorer", "model": "m"})
+    write_nulls(out, simulate_nulls())
     return out
+
+
+def simulate_nulls(near_misses: int = 1000) -> pa.Table:
+    """Random mismatches more similar than any pair, so that similarities have no say, and near misses."""
+    p = np.random.default_rng(0).random(near_misses)
+    kind = 2 * [RANDOM] + near_misses * [NEAR_MISS]
+    scores = np.concatenate([[1e9, 1e9], p])
+    return pa.table(
+        {
+            "fold": pa.array(np.zeros(len(kind)), pa.int32()),
+            "kind": kind,
+            **{name: pa.array(scores, pa.float32()) for name in ("similarity", "match_score")},
+            "p_value": pa.array(np.concatenate([[1.0, 1.0], p]), pa.float32()),
+        }
+    )
 
 
 def _scored_rows(shard: str, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pa.Table:
@@ -138,7 +155,9 @@ def _scored_rows(shard: str, columns: Mapping[str, Sequence[Any] | NDArray[Any]]
         "caption": [f"caption {i}" for i in range(rows)],
         "width": [8] * rows,
         "fold": np.zeros(rows),
-        **{name: random.normal(size=rows) for name in STATISTICS},
+        "in_sample": np.zeros(rows, np.bool_),
+        **{name: random.normal(size=rows) for name in MEASURED},
+        "near_miss_p_value": random.random(rows),
         "match_score": -np.asarray(columns["p_value"], np.float64),
     }
     given = {**made_up, **columns, "fault": faults}
@@ -146,7 +165,7 @@ def _scored_rows(shard: str, columns: Mapping[str, Sequence[Any] | NDArray[Any]]
     arrays = []
     for one in PART_SCHEMA:
         values = given.get(one.name, [None] * rows)
-        measured = one.name in {*STATISTICS, "p_value", "fold"}
+        measured = one.name in {*MEASURED, "fold", "in_sample"}
         arrays.append(
             pa.array(np.asarray(values), mask=unreadable).cast(one.type, safe=False)
             if measured

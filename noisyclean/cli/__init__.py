@@ -12,10 +12,12 @@ import typer
 
 import noisyclean
 from noisyclean.cli import bench
+from noisyclean.cli.calibrate import calibrate
 from noisyclean.cli.convert import convert
 from noisyclean.cli.corrupt import corrupt
 from noisyclean.cli.demo import demo
 from noisyclean.cli.evaluate import evaluate
+from noisyclean.cli.export import export
 from noisyclean.cli.fit import fit
 from noisyclean.cli.inspect import inspect
 from noisyclean.cli.score import score
@@ -49,7 +51,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, score, split, evaluate, inspect, corrupt, convert):
+for command in (demo, fit, score, split, export, evaluate, calibrate, inspect, corrupt, convert):
     app.command()(_interruptible(command))
 
 benches = typer.Typer(

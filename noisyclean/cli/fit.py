@@ -22,6 +22,15 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="How many models, each trained on the folds of all others; the same as --set folds=K. "
+            "With 1 the model scores what it has trained on.  [default: the recipe's, mostly 2]",
+            show_default=False,
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."),
@@ -38,6 +47,7 @@ def fit(
     \b
     Examples:
       noisyclean fit shards/
+      noisyclean fit shards/ --folds 4
       noisyclean fit 'shards/{00000..00099}.tar' -o run -r gpu --set optimiser.epochs=5
     """
     from dataclasses import asdict
@@ -47,12 +57,14 @@ def fit(
     from noisyclean.cli.console import console, print_json, progress_bar
     from noisyclean.training.fit import fit as train
 
+    overrides = [*(set_ or ()), *([] if folds is None else [f"folds={folds}"])]
     with progress_bar() as progress:
-        record = train(shards, out=out, recipe=recipe, overrides=set_ or (), device=device, progress=progress)
+        record = train(shards, out=out, recipe=recipe, overrides=overrides, device=device, progress=progress)
     if as_json:
         print_json(asdict(record))
         return
-    console.out.print(f"Fitted {len(record.folds)} folds on {record.pairs:,} pairs in {record.seconds:,.0f} s")
+    models = "1 model" if len(record.folds) == 1 else f"{len(record.folds)} folds"
+    console.out.print(f"Fitted {models} on {record.pairs:,} pairs in {record.seconds:,.0f} s")
     for shard, damage in record.damaged_shards.items():
         console.out.print(escape(f"  shard {shard}: {damage}"))
     console.out.print(escape(f"Run:  {out}"))

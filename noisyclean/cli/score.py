@@ -21,16 +21,53 @@ def score(
         ),
     ] = None,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--model",
             "-m",
-            help="A RUN folder, or any open_clip model with weights: NAME/TAG, NAME/FILE, local-dir:PATH.",
+            help="A RUN folder, or any open_clip model with weights: NAME/TAG, NAME/FILE, local-dir:PATH.  "
+            "[default: noisyclean-run]",
+            show_default=False,
         ),
-    ] = "noisyclean-run",
+    ] = None,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(
+            "--embeddings",
+            metavar="PATH",
+            help="Instead of SHARDS and a model: pairs that are embedded already, in .npz files (img and txt, or "
+            "DataComp's), a clip-retrieval folder, or Parquet with columns image_embedding and text_embedding; "
+            "a file, a folder or a glob.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            help="That of the model which made the embeddings.  [default: as --save-embeddings recorded it, else 0.01]",
+            show_default=False,
+        ),
+    ] = None,
+    save_embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-embeddings",
+            metavar="DIR",
+            help="Write the embeddings of the readable pairs too, an .npz and a .parquet a shard. "
+            "Not for the shards that a RUN of several folds was fitted to, each pair of which is embedded by its own "
+            "fold's model: name one of them, RUN/fold-0/encoder.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The OUT folder to write.")] = Path("noisyclean-out"),
     fdr: Annotated[float, typer.Option(min=0, max=1, help="Mismatch rate asked of the clean part.")] = 0.05,
-    batch_size: Annotated[int, typer.Option(min=32, help="Pairs in a forward pass; scores do not depend on it.")] = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=32,
+            help="Pairs in a pass; scores do not depend on it.  [default: 64, or 256 with --embeddings]",
+            show_default=False,
+        ),
+    ] = None,
     workers: Workers = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -45,6 +82,9 @@ def score(
     Examples:
       noisyclean score
       noisyclean score shards/ -m ViT-B-32/laion2b_s34b_b79k -o scored --fdr 0.01
+      noisyclean score shards/ -m ViT-B-32/laion2b_s34b_b79k -o scored --save-embeddings embedded
+      noisyclean score --embeddings embedded -o scored-again
+      noisyclean score --embeddings 'metadata/*.npz' --temperature 0.01 -o scored
     """
     from dataclasses import asdict
 
@@ -56,6 +96,9 @@ def score(
         summary = run(
             shards,
             model=model,
+            embeddings=embeddings,
+            temperature=temperature,
+            save_embeddings=save_embeddings,
             out=out,
             fdr=fdr,
             batch_size=batch_size,

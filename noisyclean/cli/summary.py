@@ -32,6 +32,18 @@ def print_summary(summary: Summary, out: Path) -> None:
     console.out.print(
         f"Estimated mismatch rate: [bold]{summary.estimated_noise:.1%}[/] (95 % interval {low:.1%} to {high:.1%})"
     )
+    if summary.near_miss_noise is not None and summary.near_miss_interval is not None:
+        low, high = summary.near_miss_interval
+        console.out.print(
+            f"No better than a near miss: {summary.near_miss_noise:.1%} ({low:.1%} to {high:.1%})"
+            + (
+                ""
+                if summary.near_miss_pass_rate is None
+                else f"; {summary.near_miss_pass_rate:.1%} of near misses pass"
+            )
+        )
+    if summary.in_sample_noise is not None:
+        _print_memorisation(summary)
     if summary.target_fdr is not None:
         console.out.print(f"Mismatch rate asked of the clean part: {summary.target_fdr:.1%}")
     else:
@@ -46,3 +58,21 @@ def print_summary(summary: Summary, out: Path) -> None:
         console.out.print(f"Scored in {summary.seconds:,.1f} s, {summary.pairs_per_second:,.0f} pairs/s")
     console.out.print(escape(f"Manifest: {out / MANIFEST}"))
     console.out.print(escape(f"Summary:  {out / SUMMARY_FILE}"))
+
+
+def _print_memorisation(summary: Summary) -> None:
+    seen, interval = summary.in_sample_noise, summary.in_sample_interval
+    assert seen is not None
+    assert interval is not None
+    console.out.print(
+        f"{summary.in_sample:,} pairs were scored by a model that has trained on them; their mismatch rate "
+        f"seems {seen:.1%}"
+    )
+    if summary.noise_interval[0] > interval[1]:
+        hidden = 100 * (summary.estimated_noise - seen)
+        console.out.print(
+            f"[bold]Memorisation hides {hidden:.1f} points of mismatches[/], and the clean part holds more than "
+            "was asked: fit with --folds 2"
+        )
+    else:
+        console.out.print("That is no less than of pairs it has never seen: no sign of memorisation")

@@ -12,7 +12,6 @@ The protocols, all in need of true pairs to begin with:
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, get_args
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisyclean.corpus.embeddings import ARRAY_NAMES, read_npz
 from noisyclean.errors import UsageError
 from noisyclean.evaluation.baselines import (
     bank_match_score,
@@ -32,7 +32,6 @@ from noisyclean.evaluation.baselines import (
     neg_clip_loss,
 )
 from noisyclean.progress import SILENT, Progress
-from noisyclean.scoring.reference import MAX_SHARE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,19 +39,11 @@ if TYPE_CHECKING:
 Protocol: TypeAlias = Literal["random", "near", "random-foreign", "near-foreign"]
 PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
 
-KEYS: Final = (("img", "txt"), ("image", "text"), ("l14_img", "l14_txt"), ("b32_img", "b32_txt"))
-"""Names of the two arrays, the first pair found being taken; the last two are those of DataComp's metadata."""
 RATES: Final = (0.1, 0.2, 0.4, 0.6, 0.8)
 TEMPERATURE: Final = 0.01
 NEAR: Final = 5
 """The near protocol draws from this many nearest captions."""
 MIN_PAIRS: Final = 10
-
-
-def _quarter_bank(image: Tensor, text: Tensor, temperature: float, seed: int) -> Tensor:
-    order = np.random.default_rng([seed, len(image)]).permutation(len(image))
-    bank = torch.from_numpy(np.sort(order[: max(1, int(len(image) * MAX_SHARE))]))
-    return bank_match_score(image, text, temperature, bank=bank)
 
 
 METHODS: Final[Mapping[str, Callable[[Tensor, Tensor, float, int], Tensor]]] = {
@@ -61,10 +52,9 @@ METHODS: Final[Mapping[str, Callable[[Tensor, Tensor, float, int], Tensor]]] = {
     "lemon_fix": lambda image, text, temperature, seed: lemon_fix(image, text, temperature),
     "deep_knn": lambda image, text, temperature, seed: deep_knn(image, text, temperature, seed=seed),
     "match_score": lambda image, text, temperature, seed: bank_match_score(image, text, temperature),
-    "match_score_quarter_bank": _quarter_bank,
     "claimed_match_score": lambda image, text, temperature, seed: claimed_match_score(image, text, temperature),
 }
-"""Name → score of (image, text, temperature, seed), higher is better matched; ours are the last three."""
+"""Name → score of (image, text, temperature, seed), higher is better matched; ours are the last two."""
 
 
 def bench_embeddings(
@@ -86,7 +76,7 @@ def bench_embeddings(
         protocols: see the module.
         seeds: of the planting; the same seed plants the same for all methods.
         temperature: τ of the methods that have one.
-        keys: names of the arrays of images and texts; None: the first of ``KEYS`` that is there.
+        keys: names of the arrays of images and texts; None: the first of ``ARRAY_NAMES`` that is there.
         progress: who is told how it goes.
 
     Returns:
@@ -156,30 +146,13 @@ def load_embeddings(path: Path | str, *, keys: tuple[str, str] | None = None) ->
 
     Args:
         path: the file.
-        keys: names of the two arrays; None: the first of ``KEYS`` that is there.
+        keys: names of the two arrays; None: the first of ``ARRAY_NAMES`` that is there.
 
     Raises:
         UsageError: see :func:`bench_embeddings`.
     """
     path = Path(path)
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise UsageError(f"{path}: a single array; an npz file with two is needed")
-        with file:
-            names = _find_keys(path, file.files, keys)
-            image, text = file[names[0]], file[names[1]]
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: not an npz file of embeddings ({error})") from error
-    for name, array in zip(names, (image, text), strict=True):
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-            raise UsageError(f"{path}: {name} is {array.dtype} {list(array.shape)}; floats [pairs, width] are needed")
-    if image.shape != text.shape:
-        raise UsageError(
-            f"{path}: {names[0]} is {list(image.shape)} but {names[1]} is {list(text.shape)}; row i of both is a pair"
-        )
+    names, image, text = read_npz(path, ARRAY_NAMES if keys is None else [keys])
     if len(image) < MIN_PAIRS:
         raise UsageError(f"{path}: {len(image)} pairs; at least {MIN_PAIRS} are needed")
     return _unit_rows(path, names[0], image), _unit_rows(path, names[1], text)
@@ -228,14 +201,6 @@ def plant_mismatches(text: Tensor, *, rate: float, protocol: Protocol, seed: int
         source[chosen] = np.roll(chosen, 1)
     image = np.sort(scored)
     return Planting(image, source[image])
-
-
-def _find_keys(path: Path, present: list[str], keys: tuple[str, str] | None) -> tuple[str, str]:
-    for pair in KEYS if keys is None else (keys,):
-        if set(pair) <= set(present):
-            return pair
-    sought = " or ".join(f"{image} and {text}" for image, text in (KEYS if keys is None else (keys,)))
-    raise UsageError(f"{path}: needs the arrays {sought}, but has {', '.join(present) or 'none'}")
 
 
 def _unit_rows(path: Path, name: str, array: NDArray[Any]) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 
 from noisyclean.corpus.locate import Shard
 from noisyclean.errors import UsageError
-from noisyclean.files import replacing
+from noisyclean.files import write_parquet
 from noisyclean.manifest.schema import PART_SCHEMA, SCHEMA_VERSION
 
 SCORES = "scores"
@@ -49,8 +51,7 @@ def list_parts(out: Path) -> list[str]:
 def write_part(out: Path, shard: str, table: pa.Table, info: PartInfo) -> None:
     """Write the scores of one shard (:data:`PART_SCHEMA`)."""
     metadata = {f"{_PREFIX}{name}": value for name, value in asdict(info).items()}
-    with replacing(part_path(out, shard)) as temporary:
-        pq.write_table(table.cast(PART_SCHEMA).replace_schema_metadata(metadata), temporary, compression="zstd")
+    write_parquet(part_path(out, shard), table.cast(PART_SCHEMA).replace_schema_metadata(metadata))
 
 
 def read_part(out: Path, shard: str, columns: list[str] | None = None) -> pa.Table:
@@ -59,8 +60,8 @@ def read_part(out: Path, shard: str, columns: list[str] | None = None) -> pa.Tab
     Raises:
         UsageError: the part is broken or of another version of the schema.
     """
-    read_part_info(out, shard)
-    return pq.read_table(part_path(out, shard), columns=columns, partitioning=None)
+    with _open(part_path(out, shard)) as (file, _):
+        return file.read(columns=columns)
 
 
 def read_part_info(out: Path, shard: str) -> PartInfo:
@@ -69,15 +70,24 @@ def read_part_info(out: Path, shard: str) -> PartInfo:
     Raises:
         UsageError: the part is broken or of another version of the schema.
     """
-    path = part_path(out, shard)
+    with _open(part_path(out, shard)) as (_, info):
+        return info
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[pq.ParquetFile, PartInfo]]:
     try:
-        raw = pq.read_metadata(path).metadata or {}
+        file = pq.ParquetFile(path, memory_map=True)
+        raw = file.metadata.metadata or {}
         info = PartInfo(**{one.name: raw[f"{_PREFIX}{one.name}".encode()].decode() for one in fields(PartInfo)})
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         raise UsageError(f"{path}: not a score part that noisyclean wrote; remove it and score again") from error
-    if info.version != SCHEMA_VERSION:
-        raise UsageError(f"{path}: schema version {info.version}, this noisyclean reads {SCHEMA_VERSION}; score again")
-    return info
+    with file:
+        if info.version != SCHEMA_VERSION:
+            raise UsageError(
+                f"{path}: schema version {info.version}, this noisyclean reads {SCHEMA_VERSION}; score again"
+            )
+        yield file, info
 
 
 def shard_state(shard: Shard) -> str:

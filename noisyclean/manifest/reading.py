@@ -41,7 +41,9 @@ class Manifest:
         path = self.out / SUMMARY_FILE
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return Summary(**{**values, "noise_interval": tuple(values["noise_interval"])})
+            for name in ("noise_interval", "near_miss_interval", "in_sample_interval"):  # JSON has no tuples
+                values[name] = None if values[name] is None else tuple(values[name])
+            return Summary(**values)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{path}: missing or broken; `noisyclean split {self.out}` writes it anew") from error
 

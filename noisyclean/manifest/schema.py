@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 CLEAN, NOISY, UNCERTAIN, UNREADABLE = "clean", "noisy", "uncertain", "unreadable"
 SPLITS = (CLEAN, NOISY, UNCERTAIN, UNREADABLE)
@@ -22,15 +22,21 @@ _SAMPLE = [
 
 STATISTICS = ("similarity", "energy_image", "energy_text", "energy", "swapped_entropy", "match_score")
 
-_SCORES = [*(pa.field(name, pa.float32()) for name in STATISTICS), pa.field("p_value", pa.float32())]
+MEASURED = (*STATISTICS, "p_value", "near_miss_p_value")
+"""All that ``score`` finds out about a pair."""
 
-PART_SCHEMA = pa.schema([*_SAMPLE, pa.field("fold", pa.int32()), *_SCORES, pa.field("fault", pa.string())])
+_SCORES = [pa.field(name, pa.float32()) for name in MEASURED]
+
+_JUDGE = [pa.field("fold", pa.int32()), pa.field("in_sample", pa.bool_())]
+"""Which model scored the pair, and whether it has trained on it."""
+
+PART_SCHEMA = pa.schema([*_SAMPLE, *_JUDGE, *_SCORES, pa.field("fault", pa.string())])
 """``scores/<shard>.parquet``: what was measured. ``fault`` is why a sample is unreadable; its scores are null."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
         *_SAMPLE,
-        pa.field("fold", pa.int32()),
+        *_JUDGE,
         *_SCORES,
         pa.field("q_value", pa.float32()),
         pa.field("match_probability", pa.float32()),
@@ -48,6 +54,7 @@ HIGHER_IS_BETTER = {
     "swapped_entropy": False,
     "match_score": True,
     "p_value": False,
+    "near_miss_p_value": False,
     "q_value": False,
     "match_probability": True,
     "rank": False,

@@ -1,89 +1,43 @@
 """``split``: from the scores of all shards to ranks, q-values and the clean / noisy / uncertain manifest. No model.
 
-The three-way rule, with α the mismatch rate that is asked for:
-
-* **clean**: q-value ≤ α, not noisy, and a swapped entropy below the top 2 % of those;
-* **noisy**: match probability ≤ α, that is a mismatch with probability ≥ 1 − α;
-* **uncertain**: between the two, or held back from clean for its swapped entropy;
-* **unreadable**: no usable image or caption; ``reason`` says what is wrong.
-
-With ``keep`` or ``min_score`` the clean part is chosen by rank or by score instead; the rest is divided as above.
+Two passes over the score parts. The first reads a few numbers of each pair, from which come the mismatch rate, the
+q-values and the ranks; the second writes the rows, shard by shard. Memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from dataclasses import asdict, dataclass
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from noisyclean.calibration import NoiseRate, match_probability, noise_rate, q_values
+from noisyclean.calibration import STOREY_LAMBDA, NoiseRate, least, noise_rate_of_tail
+from noisyclean.corpus.parallel import default_workers
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.files import replacing, write_json
+from noisyclean.files import write_json, write_parquet
+from noisyclean.manifest.nulls import Nulls, read_nulls
 from noisyclean.manifest.parts import list_parts, part_path, read_part, read_part_info
-from noisyclean.manifest.schema import (
-    CLEAN,
-    HIGHER_IS_BETTER,
-    MANIFEST_SCHEMA,
-    NOISY,
-    SPLITS,
-    STATISTICS,
-    UNCERTAIN,
-    UNREADABLE,
-)
+from noisyclean.manifest.ranking import PairTable
+from noisyclean.manifest.rules import DEFAULT_FDR, Decision, SplitRule
+from noisyclean.manifest.schema import CLEAN, MANIFEST_SCHEMA, MEASURED, NOISY, SPLITS, UNCERTAIN, UNREADABLE
 from noisyclean.progress import SILENT, Progress
 
 MANIFEST = "manifest"
 SUMMARY_FILE = "summary.json"
 OUT_FILE = "run.json"
 DEFAULT_OUT = Path("noisyclean-out")
-DEFAULT_FDR = 0.05
 
-EXTREME_ENTROPY = 0.02
-"""Share of the otherwise clean pairs held back for their swapped entropy."""
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """What decides who is clean; exactly one of the three.
-
-    Attributes:
-        fdr: α, the mismatch rate of the clean part that is asked for.
-        keep: the share of the readable pairs to keep, best first.
-        min_score: the least value (largest, where lower is better) of ``by``.
-        by: the column that ``keep`` and ``min_score`` go by; None: ``rank`` and ``match_score``.
-    """
-
-    fdr: float | None = None
-    keep: float | None = None
-    min_score: float | None = None
-    by: str | None = None
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("fdr", "keep", "min_score") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise UsageError(f"give one of --fdr, --keep and --min-score, not {' and '.join(given) or 'none'}")
-        for name in ("fdr", "keep"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"--{name} {value}: a share between 0 and 1, such as 0.05")
-        if self.by is not None and self.fdr is not None:
-            raise UsageError("--by goes with --keep or --min-score; --fdr goes by the q-value")
-        if self.by is not None and self.by not in HIGHER_IS_BETTER:
-            raise UsageError(f"--by {self.by}: no such column; there are {', '.join(HIGHER_IS_BETTER)}")
-
-    @property
-    def alpha(self) -> float:
-        """α of the noisy side."""
-        return DEFAULT_FDR if self.fdr is None else self.fdr
+_READ_AT_ONCE = 2**20
+"""Rows whose numbers are read before they are handed on: calls cost more than rows."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +48,14 @@ class Summary:
         pairs: all samples, readable or not.
         clean, noisy, uncertain, unreadable: how many in each split.
         estimated_noise: share of the readable pairs that are random mismatches, with its 95 % ``noise_interval``.
+        near_miss_noise: share of them that are no better than a caption that is like the right one: an upper bound for
+            mismatches of either kind, with its ``near_miss_interval``. None where too few pairs look true to make near
+            misses of them.
+        near_miss_pass_rate: share of such near misses that would be in ``clean``.
+        in_sample: pairs that the model which scored them has trained on. ``estimated_noise`` is of the others.
+        in_sample_noise: what the estimate would be of these, with its ``in_sample_interval``: as far as it is lower,
+            mismatches are learned by heart, and the rates of the split are not what they are said to be. None where
+            there are none.
         target_fdr: the mismatch rate asked of ``clean``; None if it was chosen by rank or score.
         expected_clean_noise: the mismatch rate of ``clean`` by its match probabilities.
         rule: the :class:`SplitRule`.
@@ -109,6 +71,12 @@ class Summary:
     unreadable: int
     estimated_noise: float
     noise_interval: tuple[float, float]
+    near_miss_noise: float | None
+    near_miss_interval: tuple[float, float] | None
+    near_miss_pass_rate: float | None
+    in_sample: int
+    in_sample_noise: float | None
+    in_sample_interval: tuple[float, float] | None
     target_fdr: float | None
     expected_clean_noise: float
     rule: dict[str, Any]
@@ -143,58 +111,45 @@ def split(
     rule = SplitRule(DEFAULT_FDR if fdr is keep is min_score is None else fdr, keep, min_score, by)
     run = read_out(out)
     shards = list_parts(out)
-    missing = sorted(set(run["shards"]) - set(shards))
-    if missing:
-        raise UsageError(
-            f"{out}: {len(missing)} of {len(run['shards'])} shards are not scored yet (the first: {missing[0]}); "
-            "repeat the `noisyclean score` command to finish"
-        )
-    for shard in shards:
-        if read_part_info(out, shard).scorer != run["scorer"]:
-            path = part_path(out, shard)
-            raise UsageError(f"{path}: scored by another model than {out} is of; remove it and score the shard again")
-    columns = _read_columns(out, shards)
-    noise = noise_rate(columns.p, null_pairs=run["null_pairs"])
-    verdict = decide(columns, noise, rule)
+    damage = _check_parts(out, run, shards)
+    nulls = read_nulls(out)
 
     building = out / f".{MANIFEST}.tmp"
     shutil.rmtree(building, ignore_errors=True)
-    reasons: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    done = 0
-    with progress.task("writing the manifest", len(shards), "shards") as task:
-        for shard in shards:
-            table = read_part(out, shard)
-            readable = int(pc.sum(table["fault"].is_null()).as_py() or 0)
-            rows = _manifest_rows(table, verdict, slice(done, done + readable))
-            done += readable
-            for name, part in rows.items():
-                sizes[name] += part.num_rows
-                reasons.update(part["reason"].to_pylist())
-                with replacing(building / f"split={name}" / f"{_plain(shard)}.parquet") as temporary:
-                    pq.write_table(part, temporary, compression="zstd")
-            task.advance()
-    total = columns.samples
-    if sum(sizes.values()) != total:
-        raise NoisycleanError(f"{out}: {total:,} samples were scored but {sum(sizes.values()):,} rows came out")
-    building.mkdir(parents=True, exist_ok=True)  # a corpus of empty shards has a manifest too: an empty one
+    building.mkdir(parents=True)  # a corpus of empty shards has a manifest too: an empty one
+    with PairTable(rule, scratch=building) as table:
+        scan = _scan(out, shards, table, nulls, progress)
+        # Pairs that a model has trained on say nothing of how many it would take for mismatches.
+        noise = (scan.unseen if scan.unseen.pairs else scan.in_sample).noise_rate(run["null_pairs"])
+        decision = table.decide(noise)
+        written = _write_manifest(out, building, shards, scan, table.ranks(), decision, progress)
+    if sum(written.sizes.values()) != scan.samples:
+        total = scan.samples
+        raise NoisycleanError(f"{out}: {total:,} samples were scored but {sum(written.sizes.values()):,} rows came out")
     shutil.rmtree(out / MANIFEST, ignore_errors=True)
     building.rename(out / MANIFEST)
 
-    clean = verdict.split == CLEAN
+    near = _near_misses(scan, nulls, run["null_pairs"])
+    trained = scan.in_sample.noise_rate(run["null_pairs"]) if scan.in_sample.pairs else None
     seconds = run.get("seconds")
     summary = Summary(
-        pairs=total,
-        **{name: sizes[name] for name in SPLITS},
+        pairs=scan.samples,
+        **{name: written.sizes[name] for name in SPLITS},
         estimated_noise=noise.estimate,
         noise_interval=(noise.low, noise.high),
+        near_miss_noise=None if near is None else near.estimate,
+        near_miss_interval=None if near is None else (near.low, near.high),
+        near_miss_pass_rate=_near_miss_pass_rate(decision, nulls),
+        in_sample=scan.in_sample.pairs,
+        in_sample_noise=None if trained is None else trained.estimate,
+        in_sample_interval=None if trained is None else (trained.low, trained.high),
         target_fdr=rule.fdr,
-        expected_clean_noise=float(1 - verdict.match_probability[clean].mean()) if clean.any() else 0.0,
+        expected_clean_noise=written.clean_noise / max(written.sizes[CLEAN], 1),
         rule={name: value for name, value in asdict(rule).items() if value is not None},
-        reasons=dict(reasons.most_common()),
-        damaged_shards={shard: damage for shard in shards if (damage := read_part_info(out, shard).damage)},
+        reasons=dict(written.reasons.most_common()),
+        damaged_shards=damage,
         seconds=seconds,
-        pairs_per_second=round(total / seconds, 1) if seconds else None,
+        pairs_per_second=round(scan.samples / seconds, 1) if seconds else None,
     )
     write_json(out / SUMMARY_FILE, asdict(summary))
     return summary
@@ -219,119 +174,202 @@ def read_out(out: Path) -> dict[str, Any]:
     return values
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What was measured of every readable pair, over the whole corpus in order of shard and position.
+@dataclass
+class _Tally:
+    """How many pairs there are, how many score lower than half of the null, and how many are less similar."""
+
+    pairs: int = 0
+    low_scores: int = 0
+    low_similarities: int = 0
+
+    def add(self, low_score: NDArray[np.bool_], low_similarity: NDArray[np.bool_]) -> None:
+        self.pairs += len(low_score)
+        self.low_scores += int(low_score.sum())
+        self.low_similarities += int(low_similarity.sum())
+
+    def noise_rate(self, null_pairs: int) -> NoiseRate:
+        """The smaller of two upper bounds: by the match score, and by the similarity alone.
+
+        The match score tells more pairs from random ones. But a mismatched pair whose true partner is in the bank, as
+        where a small corpus was permuted within itself, scores below the null, and is counted twice; its similarity
+        knows nothing of partners.
+        """
+        return least(
+            noise_rate_of_tail(self.low_scores, pairs=self.pairs, null_pairs=null_pairs),
+            noise_rate_of_tail(self.low_similarities, pairs=self.pairs, null_pairs=null_pairs),
+        )
+
+
+@dataclass
+class _Scan:
+    """What the first pass found.
 
     Attributes:
-        values: column → (N,) float32.
-        samples: how many samples there are, unreadable ones included.
+        readable: of each shard, how many of its samples can be read.
+        samples: how many there are in all.
+        unseen, in_sample: the readable pairs that the model which scored them has not, or has, trained on.
+        below_near_misses: pairs that score lower than half of the near misses.
     """
 
-    values: dict[str, NDArray[np.float32]]
-    samples: int
-
-    @property
-    def p(self) -> NDArray[np.float32]:
-        """The p-values."""
-        return self.values["p_value"]
+    readable: list[int] = field(default_factory=list)
+    samples: int = 0
+    unseen: _Tally = field(default_factory=_Tally)
+    in_sample: _Tally = field(default_factory=_Tally)
+    below_near_misses: int = 0
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The conclusions on every readable pair; (N,) each.
+def _check_parts(out: Path, run: dict[str, Any], shards: Sequence[str]) -> dict[str, str]:
+    """See that all shards are scored by one model; returns shard → what is wrong with its tar, where anything is."""
+    missing = sorted(set(run["shards"]) - set(shards))
+    if missing:
+        raise UsageError(
+            f"{out}: {len(missing)} of {len(run['shards'])} shards are not scored yet (the first: {missing[0]}); "
+            "repeat the `noisyclean score` command to finish"
+        )
+    damage = {}
+    for shard in shards:
+        info = read_part_info(out, shard)
+        if info.scorer != run["scorer"]:
+            path = part_path(out, shard)
+            raise UsageError(f"{path}: scored by another model than {out} is of; remove it and score the shard again")
+        if info.damage:
+            damage[shard] = info.damage
+    return damage
 
-    Attributes:
-        q_value, match_probability: float32 in [0, 1].
-        rank: int64, 1 = cleanest.
-        split: object array of split names.
-        reason: object array of words.
-    """
 
-    q_value: NDArray[np.float32]
-    match_probability: NDArray[np.float32]
-    rank: NDArray[np.int64]
-    split: NDArray[np.object_]
-    reason: NDArray[np.object_]
+def _scan(out: Path, shards: Sequence[str], table: PairTable, nulls: Nulls, progress: Progress) -> _Scan:
+    """Read what ranks the pairs into ``table``, and count what the noise rates need."""
+    scan = _Scan()
+    waiting: list[pa.Table] = []
+
+    def hand_on() -> None:
+        if waiting:
+            table.add(pa.concat_tables(waiting))
+            waiting.clear()
+
+    with progress.task("ranking the pairs", len(shards), "shards") as task:
+        for shard in shards:
+            part = read_part(out, shard, ["fault", "fold", "in_sample", *MEASURED])
+            scan.samples += part.num_rows
+            part = part.filter(part["fault"].is_null())
+            scan.readable.append(part.num_rows)
+            low_score = part["p_value"].to_numpy() > STOREY_LAMBDA
+            low_similarity = part["similarity"].to_numpy() < nulls.similarity_median[part["fold"].to_numpy()]
+            trained = part["in_sample"].to_numpy()
+            scan.in_sample.add(low_score[trained], low_similarity[trained])
+            scan.unseen.add(low_score[~trained], low_similarity[~trained])
+            scan.below_near_misses += pc.sum(pc.greater(part["near_miss_p_value"], STOREY_LAMBDA)).as_py() or 0
+            waiting.append(part)
+            if sum(one.num_rows for one in waiting) >= _READ_AT_ONCE:
+                hand_on()
+            task.advance()
+        hand_on()
+    return scan
 
 
-def decide(columns: Columns, noise: NoiseRate, rule: SplitRule) -> Verdict:
-    """Apply the three-way rule to all readable pairs."""
-    p = columns.p
-    # In the precision they are written in, so that the rule can be checked (and redrawn) from the manifest.
-    q = q_values(p, noise.estimate).astype(np.float32)
-    probability = match_probability(p, noise.estimate).astype(np.float32)
-    # Pairs above the whole null share the smallest p-value; their match scores still order them.
-    order = np.lexsort((-columns.values["match_score"], p))
-    rank = np.empty(len(p), np.int64)
-    rank[order] = np.arange(1, len(p) + 1)
+def _near_misses(scan: _Scan, nulls: Nulls, null_pairs: int) -> NoiseRate | None:
+    if not len(nulls.near_miss_p):
+        return None
+    return noise_rate_of_tail(scan.below_near_misses, pairs=sum(scan.readable), null_pairs=null_pairs)
 
-    alpha = rule.alpha
-    split_ = np.full(len(p), UNCERTAIN, dtype=object)
-    reason = np.full(len(p), "between the thresholds", dtype=object)
-    noisy = probability <= alpha
-    split_[noisy], reason[noisy] = NOISY, f"match probability ≤ {alpha:g}"
-    known: dict[str, NDArray[Any]] = {**columns.values, "q_value": q, "match_probability": probability, "rank": rank}
-    if rule.keep is not None:
-        by = rule.by or "rank"
-        key = np.asarray(known[by], np.float64) * (-1 if HIGHER_IS_BETTER[by] else 1)
-        clean = np.zeros(len(p), np.bool_)
-        clean[np.lexsort((rank, key))[: round(rule.keep * len(p))]] = True
-        why = f"among the best {rule.keep:.4g} by {by}"
-    elif rule.min_score is not None:
-        by = rule.by or "match_score"
-        higher = HIGHER_IS_BETTER[by]
-        clean = np.asarray(known[by] >= rule.min_score if higher else known[by] <= rule.min_score)
-        why = f"{by} {'≥' if higher else '≤'} {rule.min_score:g}"
-    else:
-        # The rate of a whole may leave room for pairs that are mismatches for certain: these are noisy nonetheless.
-        clean = (q <= alpha) & ~noisy
-        why = f"q ≤ {alpha:g}"
-        entropy = columns.values["swapped_entropy"]
-        if clean.any():
-            extreme = clean & (entropy > np.quantile(entropy[clean], 1 - EXTREME_ENTROPY))
-            split_[extreme], reason[extreme] = UNCERTAIN, f"swapped entropy in the top {EXTREME_ENTROPY:.0%}"
-            clean &= ~extreme
-    split_[clean], reason[clean] = CLEAN, why
-    return Verdict(q, probability, rank, split_, reason)
+
+def _near_miss_pass_rate(decision: Decision, nulls: Nulls) -> float | None:
+    """The share of near misses whose p-value is clean; their swapped entropies are not asked."""
+    clean = decision.calibration.p[decision.clean_places]
+    if decision.rule.fdr is None or not len(nulls.near_miss_p):
+        return None
+    return float(np.mean(nulls.near_miss_p <= clean[-1])) if len(clean) else 0.0
+
+
+@dataclass
+class _Written:
+    """Rows by split and by reason, and the sum of 1 − match probability over the clean ones."""
+
+    sizes: Counter[str]
+    reasons: Counter[str]
+    clean_noise: float = 0.0
+
+    def add(self, other: _Written) -> None:
+        self.sizes += other.sizes
+        self.reasons += other.reasons
+        self.clean_noise += other.clean_noise
+
+
+def _write_manifest(
+    out: Path,
+    building: Path,
+    shards: Sequence[str],
+    scan: _Scan,
+    ranks: Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]],
+    decision: Decision,
+    progress: Progress,
+) -> _Written:
+    total = _Written(Counter(), Counter())
+    workers = default_workers()
+    pending: deque[Future[_Written]] = deque()
+    with (
+        progress.task("writing the manifest", len(shards), "shards") as task,
+        ThreadPoolExecutor(workers) as pool,  # Arrow and zstd work outside Python's lock
+    ):
+        for shard, (rank, kept) in zip(shards, _by_shard(ranks, scan.readable), strict=True):
+            pending.append(pool.submit(_write_shard, out, building, shard, rank, kept, decision))
+            if len(pending) > 2 * workers:
+                total.add(pending.popleft().result())
+                task.advance()
+        for one in pending:
+            total.add(one.result())
+            task.advance()
+    return total
+
+
+def _by_shard(
+    ranks: Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]], sizes: Sequence[int]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """Cut a stream of (rank, kept) into pieces of the given sizes."""
+    rank, kept = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    for size in sizes:
+        while len(rank) < size:
+            more_rank, more_kept = next(ranks)
+            rank, kept = np.concatenate([rank, more_rank]), np.concatenate([kept, more_kept])
+        yield rank[:size], kept[:size]
+        rank, kept = rank[size:], kept[size:]
+
+
+def _write_shard(
+    out: Path, building: Path, shard: str, rank: NDArray[np.int64], kept: NDArray[np.bool_], decision: Decision
+) -> _Written:
+    """Write the rows of one shard, a file for each split that has any."""
+    table = read_part(out, shard)
+    fault = table["fault"]
+    readable = table.filter(fault.is_null()).drop_columns("fault")
+    verdict = decision.judge({name: readable[name].to_numpy() for name in MEASURED}, rank, kept)
+    reasons = pa.array([why for _, why in verdict.reasons]).take(pa.array(verdict.code))
+    readable = _with_conclusions(readable, verdict.q_value, verdict.match_probability, rank, reasons)
+    rows = {name: readable.filter(pa.array(verdict.is_in(name))) for name in (CLEAN, NOISY, UNCERTAIN)}
+
+    unreadable = table.filter(fault.is_valid())
+    nothing = [pa.nulls(unreadable.num_rows)] * 3
+    rows[UNREADABLE] = _with_conclusions(unreadable.drop_columns("fault"), *nothing, unreadable["fault"])
+
+    written = _Written(Counter(), Counter())
+    for name, part in rows.items():
+        if part.num_rows == 0:
+            continue
+        written.sizes[name] = part.num_rows
+        for why in part["reason"].value_counts().to_pylist():
+            written.reasons[why["values"]] += why["counts"]
+        write_parquet(building / f"split={name}" / f"{_plain(shard)}.parquet", part.cast(MANIFEST_SCHEMA))
+    clean = verdict.is_in(CLEAN)
+    written.clean_noise = float((1 - verdict.match_probability[clean].astype(np.float64)).sum())
+    return written
+
+
+def _with_conclusions(table: pa.Table, *conclusions: Any) -> pa.Table:
+    for name, values in zip(("q_value", "match_probability", "rank", "reason"), conclusions, strict=True):
+        table = table.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
+    return table
 
 
 def _plain(shard: str) -> str:
     # A folder called lang=en would be taken for one more column of the hive layout.
     return shard.replace("=", "%3D")
-
-
-def _read_columns(out: Path, shards: list[str]) -> Columns:
-    names = ["p_value", *STATISTICS]
-    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    samples = 0
-    for shard in shards:
-        table = read_part(out, shard, ["fault", *names])
-        samples += table.num_rows
-        readable = table.filter(table["fault"].is_null())
-        for name in names:
-            parts[name].append(readable[name].to_numpy())
-    return Columns(
-        {name: np.concatenate([np.zeros(0, np.float32), *values]) for name, values in parts.items()}, samples
-    )
-
-
-def _manifest_rows(table: pa.Table, verdict: Verdict, rows: slice) -> dict[str, pa.Table]:
-    """The rows of one shard by split; ``rows`` are its readable pairs' places in the verdict."""
-    fault = table["fault"]
-    readable = table.filter(fault.is_null()).drop_columns("fault")
-    for name, values, kind in (
-        ("q_value", verdict.q_value, pa.float32()),
-        ("match_probability", verdict.match_probability, pa.float32()),
-        ("rank", verdict.rank, pa.int64()),
-        ("reason", verdict.reason, pa.string()),
-    ):
-        readable = readable.append_column(name, pa.array(values[rows], kind))
-    found = {name: readable.filter(pa.array(verdict.split[rows] == name)) for name in (CLEAN, NOISY, UNCERTAIN)}
-    unreadable = table.filter(fault.is_valid())
-    reasons = unreadable["fault"]
-    unreadable = unreadable.drop_columns("fault")
-    for name, kind in (("q_value", pa.float32()), ("match_probability", pa.float32()), ("rank", pa.int64())):
-        unreadable = unreadable.append_column(name, pa.nulls(unreadable.num_rows, kind))
-    found[UNREADABLE] = unreadable.append_column("reason", reasons)
-    return {name: part.cast(MANIFEST_SCHEMA) for name, part in found.items() if part.num_rows}

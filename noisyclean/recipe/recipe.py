@@ -62,7 +62,11 @@ class Recipe(Section):
     objective: ObjectiveRecipe = SremObjective()
     bank: BankRecipe = BankRecipe()
     folds: int = Field(
-        2, ge=2, le=16, description="cross-fitting folds: each pair is scored by a model that never saw it"
+        2,
+        ge=1,
+        le=16,
+        description="cross-fitting folds: each pair is scored by a model that never saw it; 1: one model, which scores "
+        "what it has trained on, and a hold-out that tells how much that flatters",
     )
     seed: int = Field(0, ge=0)
 

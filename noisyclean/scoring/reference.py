@@ -11,31 +11,34 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from noisyclean.calibration import p_values
+from noisyclean.calibration import noise_rate, p_values, q_values
 from noisyclean.corpus.index import CorpusIndex
 from noisyclean.corpus.source import PairSource
-from noisyclean.encoders import DualEncoder, create_encoder
+from noisyclean.encoders import DualEncoder, EncoderEnsemble, create_encoder
 from noisyclean.errors import NoisycleanError, UsageError
+from noisyclean.manifest.nulls import NEAR_MISS, RANDOM
 from noisyclean.progress import SILENT, Progress
-from noisyclean.srem import PairStatistics, bank_statistics, null_match_scores
+from noisyclean.srem import NullScores, PairStatistics, bank_statistics, near_miss_scores, null_scores
 
 BANK_FORMAT = "1"
 NULL_SCORES = 2**17
 """Known mismatches in the null: enough for p-values down to 1e-5."""
 MIN_BANK = 16
 """With fewer pairs there is nothing to compare with."""
-MAX_SHARE = 0.25
-"""The largest share of the candidate pairs that a bank takes (measured on 500 COCO pairs with 40 % of the captions
-permuted: a bank of 400 estimates 50 % noise, one of 100 44 %)."""
+NEAR_CAPTIONS = 5
+"""Captions a picture gets when near misses are made."""
+NEAR_MISS_FDR = 0.05
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,7 @@ class ReferenceBank:
             raise NoisycleanError(f"{len(ids)} readable pairs for a reference bank; at least {MIN_BANK} are needed")
         order = np.argsort(ids)
         image, text = image[torch.from_numpy(order)], text[torch.from_numpy(order)]
-        shifts = math.ceil(NULL_SCORES / len(ids))
-        null = null_match_scores(image, text, temperature, shifts).sort().values
+        null = null_scores(image, text, temperature, _shifts(len(ids))).match_score.sort().values
         return cls(ids[order], image, text, temperature, null.cpu().numpy())
 
     def __len__(self) -> int:
@@ -87,6 +89,44 @@ class ReferenceBank:
     def p_values(self, match_score: NDArray[np.float32]) -> NDArray[np.float64]:
         """(B,) match scores → (B,) p-values under this bank's null."""
         return p_values(match_score, self.null)
+
+    def near_miss_p_values(self, match_score: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(B,) match scores → (B,) p-values under this bank's near misses; NaN where it has none."""
+        _, null = self._near_misses
+        return p_values(match_score, null) if len(null) else np.full(len(match_score), np.nan)
+
+    def mismatches(self) -> pa.Table:
+        """The known mismatches behind both kinds of p-value: ``kind``, ``similarity``, ``match_score``, ``p_value``."""
+        parts = []
+        for kind, (similarity, match_score) in ((RANDOM, self._random), (NEAR_MISS, self._near_misses)):
+            p = self.p_values(match_score).astype(np.float32)
+            columns = {"similarity": similarity, "match_score": match_score, "p_value": p}
+            parts.append(pa.table({"kind": pa.repeat(kind, len(p)), **columns}))
+        return pa.concat_tables(parts)
+
+    @property
+    def similarity_median(self) -> float:
+        """Half of the random mismatches are less similar."""
+        return float(np.median(self._random[0]))
+
+    @cached_property
+    def _random(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Similarities and match scores of the null; as :func:`_sorted`."""
+        return _sorted(null_scores(self.image, self.text, self.temperature, _shifts(len(self))))
+
+    @cached_property
+    def _near_misses(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Similarities and match scores of bank pictures with captions that are like their own; as :func:`_sorted`.
+
+        Only of bank pairs that look true, by a q-value of ``NEAR_MISS_FDR`` among the bank's own: the caption of a
+        mismatched pair is no near miss of its picture. None where there are fewer than ``MIN_BANK`` of these.
+        """
+        p = self.p_values(self.score(self.image, self.text, self.ids).match_score.cpu().numpy())
+        true = q_values(p, noise_rate(p, null_pairs=len(self)).estimate) <= NEAR_MISS_FDR
+        if true.sum() < MIN_BANK:
+            return np.zeros(0, np.float32), np.zeros(0, np.float32)
+        at = torch.from_numpy(np.flatnonzero(true)).to(self.image.device)
+        return _sorted(near_miss_scores(self.image, self.text, self.temperature, at, NEAR_CAPTIONS))
 
     def to(self, device: torch.device | str) -> ReferenceBank:
         """The bank with its embeddings on ``device``."""
@@ -178,12 +218,20 @@ class ReferenceModel:
         return cls(encoder, ReferenceBank.load(directory / "bank.safetensors", encoder=encoder.fingerprint()))
 
 
+def _shifts(pairs: int) -> int:
+    return math.ceil(NULL_SCORES / pairs)
+
+
+def _sorted(scores: NullScores) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Similarities and match scores, in ascending order of the latter."""
+    order = scores.match_score.argsort()
+    return scores.similarity[order].cpu().numpy(), scores.match_score[order].cpu().numpy()
+
+
 def draw_bank_rows(index: CorpusIndex, rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """The rows of smallest pair hash: a random sample that depends on nothing but the pairs' identities.
 
     No two of them share a caption or a picture, or pairing them with one another would make no known mismatches.
-    And they are at most ``MAX_SHARE`` of the candidates, since the null knows no pair whose true partner is in the
-    bank: among pairs permuted within a corpus there are the more of these, the larger its share in the bank.
 
     Args:
         rows: candidate rows of the index.
@@ -193,11 +241,11 @@ def draw_bank_rows(index: CorpusIndex, rows: NDArray[np.int64], size: int) -> ND
     for hashes in (index.caption, index.image):
         _, first = np.unique(hashes[ordered], return_index=True)
         ordered = ordered[np.sort(first)]
-    return ordered[: min(size, max(MIN_BANK, int(len(rows) * MAX_SHARE)))]
+    return ordered[:size]
 
 
 def embed(
-    encoder: DualEncoder,
+    encoder: DualEncoder | EncoderEnsemble,
     source: PairSource,
     rows: NDArray[np.int64],
     *,
@@ -229,7 +277,7 @@ def embed(
 
 
 def build_bank(
-    encoder: DualEncoder,
+    encoder: DualEncoder | EncoderEnsemble,
     source: PairSource,
     candidates: NDArray[np.int64],
     size: int,

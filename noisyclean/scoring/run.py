@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -61,9 +62,15 @@ def fold_directory(run: Path, fold: int) -> Path:
     return run / f"fold-{fold}"
 
 
-def write_folds(run: Path, folds: FoldMap) -> None:
-    """Write the caption → fold map."""
-    tensors = {"captions": folds.captions, "exceptions": folds.exceptions, "folds": np.array([folds.folds])}
+def write_folds(run: Path, folds: FoldMap, sketch: NDArray[np.uint64]) -> None:
+    """Write the caption → fold map, and the sketch of the pairs that were fitted."""
+    tensors = {
+        "captions": folds.captions,
+        "exceptions": folds.exceptions,
+        "folds": np.array([folds.folds]),
+        "holdout": np.array([folds.holdout]),
+        "sketch": sketch.view(np.int64),  # safetensors' uint64 is not for every reader
+    }
     save_file(tensors, run / FOLDS_FILE)
 
 
@@ -92,8 +99,23 @@ def read_record(run: Path) -> RunRecord:
         raise UsageError(f"{path}: not a run record that this version of noisyclean can read ({error})") from error
 
 
-def load_run(run: Path) -> tuple[list[ReferenceModel], FoldMap]:
-    """The models of a complete run, one per fold, and the map that says which of them scores a pair.
+@dataclass(frozen=True)
+class Run:
+    """What ``score`` needs of a complete RUN.
+
+    Attributes:
+        models: one per fold.
+        folds: which of them scores a pair.
+        sketch: of the pairs that were fitted; see :func:`noisyclean.scoring.folds.sketch_pairs`.
+    """
+
+    models: list[ReferenceModel]
+    folds: FoldMap
+    sketch: NDArray[np.uint64]
+
+
+def load_run(run: Path) -> Run:
+    """Read a complete run.
 
     Raises:
         UsageError: the folder is no complete run, or a part of it is missing or broken.
@@ -101,7 +123,10 @@ def load_run(run: Path) -> tuple[list[ReferenceModel], FoldMap]:
     record = read_record(run)
     try:
         tensors = load_file(run / FOLDS_FILE)
-        folds = FoldMap(int(tensors["folds"][0]), tensors["captions"], tensors["exceptions"])
+        folds = FoldMap(
+            int(tensors["folds"][0]), tensors["captions"], tensors["exceptions"], float(tensors["holdout"][0])
+        )
+        sketch = tensors["sketch"].view(np.uint64)
     except (OSError, SafetensorError, KeyError, IndexError) as error:
         raise UsageError(f"{run / FOLDS_FILE}: missing or broken; fit again ({error})") from error
     if folds.folds != len(record.folds):
@@ -110,4 +135,4 @@ def load_run(run: Path) -> tuple[list[ReferenceModel], FoldMap]:
     for fold, (model, expected) in enumerate(zip(models, record.folds, strict=True)):
         if model.fingerprint() != expected:
             raise UsageError(f"{fold_directory(run, fold)}: not the model that was fitted here; fit again")
-    return models, folds
+    return Run(models, folds, sketch)

@@ -1,50 +1,81 @@
-"""``score``: stream the shards, score every pair against the reference bank, then rank and split."""
+"""``score``: stream the pairs, score each against the reference bank, then rank and split.
+
+Pairs come from tars, decoded and embedded by a model, or embedded already. What differs is gathered in a :class:`_Job`;
+from there on the two are one.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import noisyclean
+from noisyclean.corpus.embeddings import (
+    EmbeddedChunk,
+    Origin,
+    common_origin,
+    embedding_files,
+    find_embeddings,
+    index_embeddings,
+    read_embeddings,
+    save_embeddings,
+    saved_origin,
+    take_embeddings,
+)
 from noisyclean.corpus.identity import pair_id
 from noisyclean.corpus.index import CorpusIndex, index_corpus
 from noisyclean.corpus.locate import Shard, ShardSpec, absolute_paths, find_shards
 from noisyclean.corpus.parallel import default_workers
 from noisyclean.corpus.source import StreamSource
-from noisyclean.corpus.stream import stream_chunks
+from noisyclean.corpus.stream import Chunk, stream_chunks
 from noisyclean.device import choose_device
-from noisyclean.encoders import DualEncoder, load_encoder
+from noisyclean.encoders import EncoderEnsemble, load_encoder
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.files import write_json
+from noisyclean.manifest.nulls import write_nulls
 from noisyclean.manifest.parts import PartInfo, list_parts, part_path, read_part_info, shard_state, write_part
-from noisyclean.manifest.splitting import DEFAULT_FDR, DEFAULT_OUT, OUT_FILE, Summary, read_out, split
+from noisyclean.manifest.rules import DEFAULT_FDR
+from noisyclean.manifest.splitting import DEFAULT_OUT, OUT_FILE, Summary, read_out, split
 from noisyclean.progress import SILENT, Progress
-from noisyclean.scoring.reference import ReferenceBank, ReferenceModel, build_bank
-from noisyclean.scoring.run import DEFAULT_RUN, is_run, load_run, read_record
-from noisyclean.scoring.scorer import ScoredShard, Scorer, ScoringStream
+from noisyclean.scoring.folds import known_share
+from noisyclean.scoring.reference import ReferenceBank, build_bank, draw_bank_rows
+from noisyclean.scoring.run import DEFAULT_RUN, Run, is_run, load_run, read_record
+from noisyclean.scoring.scorer import BankedEncoder, NoEncoder, ScoredShard, Scorer, ScoringStream
 
 BANK_FILE = "bank.safetensors"
 BANK_SIZE = 8192
 DEFAULT_BATCH = 64
+EMBEDDED_BATCH = 256
+"""Without an encoder a pass is little more than products with the bank (measured on a CPU core, pairs of 512 values
+against a bank of 8,192: 2,250 pairs a second at 64, 2,430 at 256, 1,800 at 1,024)."""
 MIN_BATCH = 32
 """Narrower passes are rounded visibly otherwise than wide ones (measured: 2e-5 of a match score at one pair a pass)."""
+DEFAULT_TEMPERATURE = 0.01
+"""CLIP's, as that of most models trained like it: their temperature is held to no less."""
 _CHUNK = 128
 # The bank of a pretrained model is drawn from about this many times as many pairs: enough to be a fair sample, without
 # reading all of a corpus of a billion.
 _DRAW_FROM = 8
+_SAVED_COLUMNS = ("key", "shard", "index", "uid", "url", "caption", "width", "height")
 
 
 def score(
     shards: ShardSpec | None = None,
     *,
-    model: str | Path = DEFAULT_RUN,
+    model: str | Path | None = None,
+    embeddings: str | Path | None = None,
+    temperature: float | None = None,
+    save_embeddings: str | Path | None = None,
     out: Path | str = DEFAULT_OUT,
     fdr: float = DEFAULT_FDR,
-    batch_size: int = DEFAULT_BATCH,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str | None = None,
     progress: Progress = SILENT,
@@ -57,109 +88,272 @@ def score(
     Args:
         shards: the corpus; None: the shards that ``model``, a RUN, was fitted to.
         model: a RUN folder, or a pretrained encoder as :func:`noisyclean.encoders.load_encoder` takes it; for the
-            latter a reference bank is first drawn from the corpus, and kept in ``out``.
+            latter a reference bank is first drawn from the corpus, and kept in ``out``. None: the default RUN.
+        embeddings: instead of shards and model: pairs that are embedded already, in a layout of
+            :mod:`noisyclean.corpus.embeddings`, all by one model; the bank is drawn from them. A file is a shard.
+        temperature: τ of the model that made the ``embeddings``; None: what ``save_embeddings`` recorded in them,
+            else ``DEFAULT_TEMPERATURE``.
+        save_embeddings: a folder for the embeddings of the readable pairs, float16, an npz with its Parquet file a
+            shard; ``embeddings`` reads it. Not for what a RUN of several folds was fitted to: each pair is embedded by
+            its own fold's model, and embeddings by two models cannot be compared.
         out: the OUT folder.
         fdr: the mismatch rate asked of the clean part.
-        batch_size: pairs in a forward pass, at least ``MIN_BATCH``; the scores do not depend on it.
+        batch_size: pairs in a pass, at least ``MIN_BATCH``; the scores do not depend on it. None: ``DEFAULT_BATCH``,
+            or ``EMBEDDED_BATCH`` for ``embeddings``.
         workers: decoding processes; None: as many as there are cores.
         device: a torch device; None: CUDA if there is one, else the CPU.
         progress: who is told how it goes.
 
     Raises:
-        UsageError: the shards or the model cannot be what is meant, or ``out`` holds scores of something else.
+        UsageError: the shards, the model or the embeddings cannot be what is meant, arguments exclude one another, or
+            ``out`` or ``save_embeddings`` holds something else.
         NoisycleanError: a shard cannot be opened, or no pair can be read.
     """
     started = time.perf_counter()
     out = Path(out)
-    if batch_size < MIN_BATCH:
+    if batch_size is not None and batch_size < MIN_BATCH:
         raise UsageError(f"--batch-size {batch_size}: at least {MIN_BATCH}")
+    _refuse_contradictions(shards, model, embeddings, temperature, save_embeddings)
     place = choose_device(device)
-    workers = default_workers() if workers is None else workers
-    fitted = is_run(model)
-    if shards is None:
-        if not fitted:
-            raise UsageError(f"{model}: no folder that `noisyclean fit` wrote; with any other model, name SHARDS too")
-        shards = read_record(Path(model)).shards
-    found = find_shards(shards)
-    if fitted:
-        models, folds = load_run(Path(model))
-        scorer = Scorer([one.to(place) for one in models], folds)
+    if embeddings is not None:
+        job = _embedded_job(embeddings, temperature, out, place, progress)
     else:
-        encoder = load_encoder(str(model)).to(place)
-        bank = _bank(encoder, found, out, workers, progress).to(place)
-        scorer = Scorer([ReferenceModel(encoder, bank)], None)
+        workers = default_workers() if workers is None else workers
+        job = _decoded_job(shards, DEFAULT_RUN if model is None else model, out, place, workers, progress)
+    saving = None if save_embeddings is None else _Saving.of(Path(save_embeddings), job.scorer, job.model)
 
     about: dict[str, Any] = {
-        "model": str(model),
-        "scorer": scorer.fingerprint(),
-        "null_pairs": sum(len(one.bank) for one in scorer.models),
-        "shards": [shard.name for shard in found],
-        "paths": absolute_paths(found),
+        "model": job.model,
+        "scorer": job.scorer.fingerprint(),
+        "null_pairs": sum(len(one.bank) for one in job.scorer.models),
+        "shards": [shard.name for shard in job.shards],
+        "paths": absolute_paths(job.shards),
         "device": str(place),
         "version": noisyclean.__version__,
     }
+    # Asked before anything is written to ``out``: something else may lie where the embeddings go.
+    saved = {shard.name for shard in job.shards if saving is None or saving.is_done(shard.name, job.state(shard))}
     seconds_before = _claim(out, about)
-    todo = [shard for shard in found if not _is_done(out, shard, about["scorer"])]
-    if len(todo) < len(found):
-        progress.say(f"{len(found) - len(todo):,} of {len(found):,} shards are scored already")
-    scored = _score_shards(scorer, about["scorer"], todo, out, batch_size, workers, progress)
+    write_nulls(out, job.scorer.mismatches())
+    todo = [
+        shard
+        for shard in job.shards
+        if shard.name not in saved or not _is_done(out, shard.name, about["scorer"], job.state(shard))
+    ]
+    if len(todo) < len(job.shards):
+        progress.say(f"{len(job.shards) - len(todo):,} of {len(job.shards):,} shards are scored already")
+    scored = _score_shards(job, about["scorer"], todo, out, batch_size or job.batch_size, saving, progress)
     if scored:
         about["seconds"] = round(seconds_before + time.perf_counter() - started, 2)
         write_json(out / OUT_FILE, about)
     return split(out, fdr=fdr, progress=progress)
 
 
+def _refuse_contradictions(
+    shards: ShardSpec | None,
+    model: str | Path | None,
+    embeddings: str | Path | None,
+    temperature: float | None,
+    save_embeddings: str | Path | None,
+) -> None:
+    if embeddings is None:
+        if temperature is not None:
+            raise UsageError("--temperature goes with --embeddings; a model has its own")
+        return
+    for given, name in ((shards, "SHARDS"), (model, "--model"), (save_embeddings, "--save-embeddings")):
+        if given is not None:
+            raise UsageError(f"--embeddings stands for the pairs and their model; leave out {name}")
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise UsageError(f"--temperature {temperature}: a number above 0, such as {DEFAULT_TEMPERATURE}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is scored, and by what.
+
+    Attributes:
+        shards: all of them, those that are done included.
+        scorer: the models with their banks.
+        model: what the user knows the models as.
+        batch_size: how many pairs make a good pass.
+        chunks: shards → their pairs, ready for the scorer.
+        state: when that of a shard changes, it is scored again.
+    """
+
+    shards: list[Shard]
+    scorer: Scorer
+    model: str
+    batch_size: int
+    chunks: Callable[[Sequence[Shard]], Iterator[Chunk | EmbeddedChunk]]
+    state: Callable[[Shard], str]
+
+
+def _decoded_job(
+    shards: ShardSpec | None, model: str | Path, out: Path, place: torch.device, workers: int, progress: Progress
+) -> _Job:
+    """Tars, embedded by a RUN or a pretrained encoder."""
+    fitted = is_run(model)
+    if shards is None:
+        if not fitted:
+            raise UsageError(f"{model}: no folder that `noisyclean fit` wrote; with any other model, name SHARDS too")
+        shards = read_record(Path(model)).shards
+    found = find_shards(shards)
+    _refuse_other_shards(out, found)
+    sample = cache(lambda: _sample(found, partial(index_corpus, workers=workers, progress=progress)))
+    run = load_run(Path(model)) if fitted else None
+    if run is not None and _was_fitted(found, Path(model), run, sample, progress):
+        scorer = Scorer([one.to(place) for one in run.models], run.folds)
+        preprocessor = run.models[0].encoder.preprocessor
+    else:
+        encoders = [load_encoder(str(model))] if run is None else [one.encoder for one in run.models]
+        encoder = EncoderEnsemble.of([one.to(place) for one in encoders])
+        preprocessor = encoder.preprocessor
+
+        def draw() -> ReferenceBank:
+            source = StreamSource(sample(), preprocessor, workers=workers)
+            return build_bank(encoder, source, np.flatnonzero(sample().usable), BANK_SIZE, progress=progress)
+
+        bank = _bank(out, encoder.fingerprint(), draw).to(place)
+        scorer = Scorer([BankedEncoder(encoder, bank)], None)
+    chunks = partial(
+        stream_chunks,
+        preparer=preprocessor,
+        chunk_size=_CHUNK,
+        workers=workers,
+        pin_memory=place.type == "cuda",
+    )
+    return _Job(found, scorer, str(model), DEFAULT_BATCH, chunks, shard_state)
+
+
+def _was_fitted(
+    shards: Sequence[Shard], directory: Path, run: Run, sample: Callable[[], CorpusIndex], progress: Progress
+) -> bool:
+    """Whether the models of a RUN may have trained on these pairs: then each pair has one model that may score it.
+
+    Shards may have been renamed, moved or packed anew since, so a sample of the pairs themselves is looked at.
+    """
+    if set(absolute_paths(shards)) <= set(read_record(directory).shards):
+        return True
+    index = sample()
+    share = known_share(run.sketch, index.caption[index.usable], index.image[index.usable])
+    if share:
+        progress.say(
+            f"{share:.0%} of a sample of these pairs were fitted: each is scored by the model that never saw it"
+        )
+    else:
+        progress.say(
+            "no pair of a sample was fitted: all models score each pair together, against a bank of its own kind"
+        )
+    return share > 0
+
+
+def _embedded_job(
+    embeddings: str | Path, temperature: float | None, out: Path, place: torch.device, progress: Progress
+) -> _Job:
+    """Pairs that are embedded already."""
+    found = find_embeddings(embeddings)
+    _refuse_other_shards(out, found)
+    origin = common_origin(found)
+    if temperature is None:
+        temperature = DEFAULT_TEMPERATURE if origin is None else float(origin.temperature)
+    made_by = Path(found[0].path).suffix if origin is None else origin.encoder
+    encoder = NoEncoder(f"embeddings {made_by} {temperature!r}", place)
+
+    def draw() -> ReferenceBank:
+        index = _sample(found, partial(index_embeddings, progress=progress))
+        rows, image, text = take_embeddings(index, draw_bank_rows(index, np.flatnonzero(index.usable), BANK_SIZE))
+        return ReferenceBank.build(
+            index.caption[rows], torch.from_numpy(image).to(place), torch.from_numpy(text).to(place), temperature
+        )
+
+    bank = _bank(out, encoder.fingerprint(), draw).to(place)
+    return _Job(
+        found,
+        Scorer([BankedEncoder(encoder, bank)], None),
+        f"embeddings at temperature {temperature:g}",
+        EMBEDDED_BATCH,
+        partial(read_embeddings, width=bank.image.shape[1]),
+        lambda shard: " ".join(shard_state(Shard(shard.name, str(path))) for path in embedding_files(shard)),
+    )
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """Where the embeddings go, and what makes them."""
+
+    directory: Path
+    encoder: str
+    temperature: float
+
+    @classmethod
+    def of(cls, directory: Path, scorer: Scorer, model: str) -> _Saving:
+        if len(scorer.models) > 1:
+            raise UsageError(
+                f"--save-embeddings: each fold of {model} has its own model, whose embeddings cannot be compared; "
+                f"name one of them: -m {model}/fold-0/encoder"
+            )
+        (only,) = scorer.models
+        return cls(directory, only.encoder.fingerprint(), only.bank.temperature)
+
+    def origin(self, source: str) -> Origin:
+        return Origin(self.encoder, repr(self.temperature), source)
+
+    def is_done(self, shard: str, source: str) -> bool:
+        saved = saved_origin(self.directory, shard)
+        if saved is not None and saved.encoder != self.encoder:
+            raise UsageError(f"{self.directory}: holds embeddings by another model; give another folder")
+        return saved == self.origin(source)
+
+    def save(self, one: ScoredShard, source: str) -> None:
+        rows = one.table.filter(one.table["fault"].is_null()).select(_SAVED_COLUMNS)
+        save_embeddings(self.directory, one.shard, rows, *one.embeddings, self.origin(source))
+
+
 def _score_shards(
-    scorer: Scorer,
+    job: _Job,
     fingerprint: str,
     shards: Sequence[Shard],
     out: Path,
     batch_size: int,
-    workers: int,
+    saving: _Saving | None,
     progress: Progress,
 ) -> int:
     """Score and write the given shards; returns how many samples there were. ``fingerprint`` is the scorer's."""
-    states = {shard.name: shard_state(shard) for shard in shards}
-    encoder = scorer.models[0].encoder
-    stream = ScoringStream(scorer, batch_size)
-    written = samples = 0
+    states = {shard.name: job.state(shard) for shard in shards}
+    stream = ScoringStream(job.scorer, batch_size, keep_embeddings=saving is not None)
+    written = 0
 
     def write(finished: Iterable[ScoredShard]) -> int:
         count = 0
         for one in finished:
+            if saving is not None:
+                saving.save(one, states[one.shard])
             write_part(out, one.shard, one.table, PartInfo(fingerprint, states[one.shard], one.damage or ""))
             count += 1
         return count
 
     # How many pairs are to come is not known before they are read: the shards give the time left.
     with progress.task("scoring", len(shards), "shards") as task:
-        for chunk in stream_chunks(
-            shards,
-            encoder.preprocessor,
-            chunk_size=_CHUNK,
-            workers=workers,
-            pin_memory=encoder.device.type == "cuda",
-        ):
+        for chunk in job.chunks(shards):
             done = write(stream.add(chunk))
-            samples += len(chunk.samples)
             written += done
-            task.advance(done, f"{samples:,} pairs")
+            task.advance(done, f"{stream.samples:,} pairs")
         done = write(stream.finish())
         written += done
-        task.advance(done, f"{samples:,} pairs")
+        task.advance(done, f"{stream.samples:,} pairs")
     if written != len(shards):
         raise NoisycleanError(f"{out}: {len(shards) - written} shards were not finished; repeat the command")
-    return samples
+    return stream.samples
 
 
-def _is_done(out: Path, shard: Shard, scorer: str) -> bool:
-    if not part_path(out, shard.name).is_file():
+def _is_done(out: Path, shard: str, scorer: str, state: str) -> bool:
+    if not part_path(out, shard).is_file():
         return False
     try:
-        info = read_part_info(out, shard.name)
+        info = read_part_info(out, shard)
     except UsageError:
         return False  # broken, or of another version: scored anew
-    return info.scorer == scorer and info.source == shard_state(shard)
+    return info.scorer == scorer and info.source == state
 
 
 def _claim(out: Path, about: dict[str, Any]) -> float:
@@ -168,9 +362,7 @@ def _claim(out: Path, about: dict[str, Any]) -> float:
     if (out / OUT_FILE).is_file():
         before = read_out(out)
         if before["scorer"] != about["scorer"]:
-            raise UsageError(f"{out}: holds scores by another model ({before['model']}); give another folder with -o")
-        if not set(before["shards"]) <= set(about["shards"]):
-            raise UsageError(f"{out}: holds scores of other shards; give another folder with -o, or remove this one")
+            raise _by_another_model(out)
         seconds = before.get("seconds") or 0.0
     elif list_parts(out):
         raise UsageError(f"{out}: holds scores of unknown origin (no {OUT_FILE}); give another folder with -o")
@@ -178,33 +370,39 @@ def _claim(out: Path, about: dict[str, Any]) -> float:
     return seconds
 
 
-def _bank(encoder: DualEncoder, shards: Sequence[Shard], out: Path, workers: int, progress: Progress) -> ReferenceBank:
-    """The bank of a pretrained encoder, drawn from the corpus, or read back from ``out``."""
+def _refuse_other_shards(out: Path, shards: Sequence[Shard]) -> None:
+    """Told before any of them is read: ``out`` may hold scores of some of these shards, not of others."""
+    if (out / OUT_FILE).is_file() and not set(read_out(out)["shards"]) <= {shard.name for shard in shards}:
+        raise UsageError(f"{out}: holds scores of other shards; give another folder with -o, or remove this one")
+
+
+def _by_another_model(out: Path) -> UsageError:
+    model = f" ({read_out(out)['model']})" if (out / OUT_FILE).is_file() else ""
+    return UsageError(f"{out}: holds scores by another model{model}; give another folder with -o")
+
+
+def _bank(out: Path, encoder: str, draw: Callable[[], ReferenceBank]) -> ReferenceBank:
+    """The bank of an encoder (its fingerprint) that was not fitted here: drawn, or read back from ``out``."""
     path = out / BANK_FILE
-    fingerprint = encoder.fingerprint()
     if path.is_file():
         try:
-            return ReferenceBank.load(path, encoder=fingerprint)
+            return ReferenceBank.load(path, encoder=encoder)
         except UsageError as error:
-            raise UsageError(f"{out}: holds scores by another model; give another folder with -o") from error
+            raise _by_another_model(out) from error
     if (out / OUT_FILE).is_file():
-        raise UsageError(
-            f"{out}: holds scores by another model ({read_out(out)['model']}); give another folder with -o"
-        )
-    index = _sample(shards, workers, progress)
-    source = StreamSource(index, encoder.preprocessor, workers=workers)
-    bank = build_bank(encoder, source, np.flatnonzero(index.usable), BANK_SIZE, progress=progress)
+        raise _by_another_model(out)
+    bank = draw()
     out.mkdir(parents=True, exist_ok=True)
-    bank.save(path, encoder=fingerprint)
+    bank.save(path, encoder=encoder)
     return bank
 
 
-def _sample(shards: Sequence[Shard], workers: int, progress: Progress) -> CorpusIndex:
+def _sample(shards: Sequence[Shard], index_of: Callable[[Sequence[Shard]], CorpusIndex]) -> CorpusIndex:
     """An index of all shards, or of as many as are needed, taken in an order that only their names decide."""
     order = sorted(shards, key=lambda shard: pair_id(shard.name, ""))
     taken = 16
     while True:
-        index = index_corpus(order[:taken], workers=workers, progress=progress)
+        index = index_of(order[:taken])
         if taken >= len(order) or int(index.usable.sum()) >= BANK_SIZE * _DRAW_FROM:
             return index
         taken *= 4

@@ -1,10 +1,12 @@
-"""Scoring a stream of decoded pairs: one row a sample, readable or not, gathered shard by shard."""
+"""Scoring a stream of pairs, decoded or embedded: one row a sample, readable or not, gathered shard by shard."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,30 +14,91 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisyclean.corpus.embeddings import EmbeddedChunk
 from noisyclean.corpus.identity import caption_id
 from noisyclean.corpus.shards import Sample
 from noisyclean.corpus.stream import Chunk
-from noisyclean.manifest.schema import PART_SCHEMA, STATISTICS
+from noisyclean.manifest.schema import MEASURED, PART_SCHEMA, STATISTICS
 from noisyclean.scoring.folds import FoldMap
-from noisyclean.scoring.reference import ReferenceModel
+from noisyclean.scoring.reference import ReferenceBank
 
-_SCORES = (*STATISTICS, "p_value")
-_FROM_SAMPLE = ("key", "shard", "index", "uid", "url", "caption", "width", "height", "fault")
+_FROM_SAMPLE = ("key", "index", "uid", "url", "caption", "width", "height", "fault")
+
+
+class Encoder(Protocol):
+    """What embeds the two sides of pairs (:class:`noisyclean.encoders.DualEncoder`, :class:`NoEncoder`)."""
+
+    def inference(self) -> AbstractContextManager[None]: ...
+
+    def encode(self, image: Tensor, text: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+class Model(Protocol):
+    """What scores pairs: an encoder with its bank (:class:`noisyclean.scoring.reference.ReferenceModel`)."""
+
+    @property
+    def encoder(self) -> Encoder: ...
+
+    @property
+    def bank(self) -> ReferenceBank: ...
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class NoEncoder:
+    """Stands where an encoder would: the pairs come embedded. ``origin`` says by what, as far as that is known."""
+
+    origin: str
+    device: torch.device
+
+    def inference(self) -> AbstractContextManager[None]:
+        """No gradients."""
+        return torch.inference_mode()
+
+    def encode(self, image: Tensor, text: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Two (B, d) unit-norm float32 as they are, on the device."""
+        return image.to(self.device), text.to(self.device)
+
+    def fingerprint(self) -> str:
+        """The origin: there are no weights to digest."""
+        return self.origin
+
+
+@dataclass(frozen=True)
+class BankedEncoder:
+    """Any encoder with the bank that its pairs are scored against."""
+
+    encoder: Encoder
+    bank: ReferenceBank
+
+    def fingerprint(self) -> str:
+        """A digest of encoder and bank."""
+        words = f"{self.encoder.fingerprint()} {self.bank.fingerprint()}"
+        return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class ScoredShard:
-    """All rows of one shard, as :data:`noisyclean.manifest.schema.PART_SCHEMA` has them."""
+    """All rows of one shard, as :data:`noisyclean.manifest.schema.PART_SCHEMA` has them.
+
+    Attributes:
+        embeddings: of images and of texts, two (R, d) float16 of the R readable rows in order; R = 0 where they are
+            not kept.
+    """
 
     shard: str
     table: pa.Table
     damage: str | None
+    embeddings: tuple[NDArray[np.float16], NDArray[np.float16]]
 
 
 class Scorer:
     """The models of all folds; says which one scores a pair."""
 
-    def __init__(self, models: Sequence[ReferenceModel], folds: FoldMap | None) -> None:
+    def __init__(self, models: Sequence[Model], folds: FoldMap | None) -> None:
         """``folds`` maps captions to models; None: there is only one model, which trained on none of the pairs."""
         if folds is None and len(models) != 1:
             raise ValueError("several models need a fold map")
@@ -45,6 +108,18 @@ class Scorer:
     def fold_of(self, captions: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N,) caption hashes → (N,) indices of models."""
         return np.zeros(len(captions), np.int64) if self.folds is None else self.folds.fold_of(captions)
+
+    def is_in_sample(self, captions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(N,) caption hashes → (N,) whether the model that scores them has trained on them."""
+        return np.zeros(len(captions), np.bool_) if self.folds is None else self.folds.is_in_sample(captions)
+
+    def mismatches(self) -> pa.Table:
+        """The known mismatches of all banks, as :data:`noisyclean.manifest.nulls.NULLS_SCHEMA` has them."""
+        parts = []
+        for fold, model in enumerate(self.models):
+            known = model.bank.mismatches()
+            parts.append(known.add_column(0, "fold", pa.repeat(pa.scalar(fold, pa.int32()), known.num_rows)))
+        return pa.concat_tables(parts)
 
     def fingerprint(self) -> str:
         """A digest of all models, banks and the fold map: equal fingerprints give equal scores."""
@@ -62,24 +137,37 @@ class ScoringStream:
     Pairs queue up for their model until there are ``width`` of them, whatever chunks and shards they come from. Every
     forward pass so has the same shape, and a pair's score does not depend on what it happened to come with: matrix
     products of other shapes are rounded otherwise.
+
+    Attributes:
+        samples: how many came in so far.
     """
 
-    def __init__(self, scorer: Scorer, width: int) -> None:
+    def __init__(self, scorer: Scorer, width: int, *, keep_embeddings: bool = False) -> None:
         self._scorer = scorer
-        self._queues = [_Queue(model, width) for model in scorer.models]
+        self._queues = [_Queue(model, fold, width, keep_embeddings) for fold, model in enumerate(scorer.models)]
         self._open: dict[str, _ShardRows] = {}
+        self.samples = 0
 
-    def add(self, chunk: Chunk) -> Iterator[ScoredShard]:
+    def add(self, chunk: Chunk | EmbeddedChunk) -> Iterator[ScoredShard]:
         """Take a chunk; yields the shards that it (or the passes it set off) completed."""
-        rows = self._open.setdefault(chunk.shard, _ShardRows(chunk.shard))
-        readable = rows.add(chunk)
-        captions = np.array([caption_id(sample.caption or "") for sample in chunk.readable()], np.int64)
-        folds = self._scorer.fold_of(captions)
-        rows.fold[readable] = folds
-        for fold, queue in enumerate(self._queues):
-            (at,) = np.nonzero(folds == fold)
+        shard = self._open.setdefault(chunk.shard, _ShardRows(chunk.shard))
+        shard.read = chunk.last
+        before = shard.count
+        if isinstance(chunk, EmbeddedChunk):
+            readable = shard.append(chunk.rows)
+            ids, image, text = chunk.ids, torch.from_numpy(chunk.image), torch.from_numpy(chunk.text)
+        else:
+            readable = shard.append(_sample_rows(chunk.samples))
+            ids = np.array([caption_id(sample.caption or "") for sample in chunk.readable()], np.int64)
+            image, text = chunk.pixels, chunk.tokens
+            shard.damage = chunk.damage
+        self.samples += shard.count - before
+        folds = self._scorer.fold_of(ids)
+        shard.judges.append((readable, folds, self._scorer.is_in_sample(ids)))
+        for queue in self._queues:
+            (at,) = np.nonzero(folds == queue.fold)
             if len(at):
-                queue.add(_Waiting(rows, readable[at], captions[at], chunk.pixels[at], chunk.tokens[at]))
+                queue.add(_Waiting(shard, readable[at], ids[at], image[at], text[at]))
         yield from self._complete()
 
     def finish(self) -> Iterator[ScoredShard]:
@@ -90,68 +178,101 @@ class ScoringStream:
 
     def _complete(self) -> Iterator[ScoredShard]:
         for name in [name for name, rows in self._open.items() if rows.complete]:
-            rows = self._open.pop(name)
-            yield ScoredShard(name, rows.table(), rows.damage)
+            yield self._open.pop(name).scored()
 
 
+def _sample_rows(samples: Sequence[Sample]) -> pa.Table:
+    columns = {
+        name: pa.array([getattr(sample, name) for sample in samples], PART_SCHEMA.field(name).type)
+        for name in _FROM_SAMPLE
+    }
+    return pa.table(columns)
+
+
+@dataclass
 class _ShardRows:
     """The rows of one shard as they fill up."""
 
-    def __init__(self, shard: str) -> None:
-        self.shard = shard
-        self.samples: list[Sample] = []
-        self.fold = np.zeros(0, np.int64)
-        self.scores = np.zeros((0, len(_SCORES)), np.float32)
-        self.waiting = 0
-        self.read = False
-        self.damage: str | None = None
+    shard: str
+    rows: list[pa.Table] = field(default_factory=list)
+    count: int = 0
+    judges: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]] = field(default_factory=list)
+    found: list[_Found] = field(default_factory=list)
+    waiting: int = 0
+    read: bool = False
+    damage: str | None = None
 
     @property
     def complete(self) -> bool:
         return self.read and self.waiting == 0
 
-    def add(self, chunk: Chunk) -> NDArray[np.int64]:
-        """Append the samples of a chunk; returns the places of the readable ones."""
-        first = len(self.samples)
-        self.samples.extend(chunk.samples)
-        self.fold = np.resize(self.fold, len(self.samples))
-        self.scores = np.concatenate([self.scores, np.full((len(chunk.samples), len(_SCORES)), np.nan, np.float32)])
-        readable = first + np.array([i for i, sample in enumerate(chunk.samples) if sample.fault is None], np.int64)
+    def append(self, rows: pa.Table) -> NDArray[np.int64]:
+        """Append the rows of a chunk; returns the places of the readable ones."""
+        readable = self.count + np.flatnonzero(rows["fault"].is_null().to_numpy())
+        self.rows.append(rows)
+        self.count += rows.num_rows
         self.waiting += len(readable)
-        self.read = chunk.last
-        self.damage = chunk.damage
         return readable
 
-    def table(self) -> pa.Table:
-        unreadable = np.array([sample.fault is not None for sample in self.samples], np.bool_)
-        columns = {
-            name: pa.array([getattr(sample, name) for sample in self.samples], PART_SCHEMA.field(name).type)
-            for name in _FROM_SAMPLE
-        }
-        columns["fold"] = pa.array(self.fold, PART_SCHEMA.field("fold").type, mask=unreadable)
-        for i, name in enumerate(_SCORES):
-            columns[name] = pa.array(self.scores[:, i], PART_SCHEMA.field(name).type, mask=unreadable)
-        return pa.table([columns[name] for name in PART_SCHEMA.names], schema=PART_SCHEMA)
+    def scored(self) -> ScoredShard:
+        fold = np.zeros(self.count, np.int64)
+        in_sample = np.zeros(self.count, np.bool_)
+        for at, folds, trained_on in self.judges:
+            fold[at], in_sample[at] = folds, trained_on
+        scores = np.full((self.count, len(MEASURED)), np.nan, np.float32)
+        for one in self.found:
+            scores[one.at] = one.scores
+        rows = pa.concat_tables(self.rows)
+        unreadable = rows["fault"].is_valid().to_numpy()
+        columns = {name: rows[name] for name in _FROM_SAMPLE}
+        columns["shard"] = pa.repeat(self.shard, self.count)
+        columns["fold"] = pa.array(fold, PART_SCHEMA.field("fold").type, mask=unreadable)
+        columns["in_sample"] = pa.array(in_sample, mask=unreadable)
+        for i, name in enumerate(MEASURED):
+            columns[name] = pa.array(scores[:, i], PART_SCHEMA.field(name).type, mask=np.isnan(scores[:, i]))
+        table = pa.table([columns[name] for name in PART_SCHEMA.names], schema=PART_SCHEMA)
+        return ScoredShard(self.shard, table, self.damage, self._embeddings())
+
+    def _embeddings(self) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        """Those that were kept, in the order of the rows."""
+        order = np.argsort(np.concatenate([np.zeros(0, np.int64), *(one.at for one in self.found)]))
+        none = np.zeros((0, 0), np.float16)
+        kept = [one.embeddings for one in self.found if one.embeddings is not None]
+        if not kept:
+            return none, none
+        image, text = (np.concatenate(side)[order] for side in zip(*kept, strict=True))
+        return image, text
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found of some pairs of a shard."""
+
+    at: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    embeddings: tuple[NDArray[np.float16], NDArray[np.float16]] | None
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Pairs of one shard that wait for one model."""
+    """Pairs of one shard that wait for one model; ``image`` and ``text`` are what its encoder takes."""
 
-    rows: _ShardRows
+    shard: _ShardRows
     at: NDArray[np.int64]
-    captions: NDArray[np.int64]
-    pixels: Tensor
-    tokens: Tensor
+    ids: NDArray[np.int64]
+    image: Tensor
+    text: Tensor
 
     def part(self, where: slice) -> _Waiting:
-        return _Waiting(self.rows, self.at[where], self.captions[where], self.pixels[where], self.tokens[where])
+        return _Waiting(self.shard, self.at[where], self.ids[where], self.image[where], self.text[where])
 
 
 @dataclass
 class _Queue:
-    model: ReferenceModel
+    model: Model
+    fold: int
     width: int
+    keep_embeddings: bool
     waiting: list[_Waiting] = field(default_factory=list)
     count: int = 0
 
@@ -171,28 +292,41 @@ class _Queue:
     def flush(self) -> None:
         if not self.waiting:
             return
-        pixels = torch.cat([one.pixels for one in self.waiting])
-        tokens = torch.cat([one.tokens for one in self.waiting])
-        captions = np.concatenate([one.captions for one in self.waiting])
-        scores = self._forward(pixels, tokens, captions)
+        image, text, scores = self._forward(
+            torch.cat([one.image for one in self.waiting]),
+            torch.cat([one.text for one in self.waiting]),
+            np.concatenate([one.ids for one in self.waiting]),
+        )
+        # Converted once for the pass: what waits may be of many shards.
+        halves = (_half(image), _half(text)) if self.keep_embeddings else None
         first = 0
         for one in self.waiting:
-            one.rows.scores[one.at] = scores[first : first + len(one.at)]
-            one.rows.waiting -= len(one.at)
-            first += len(one.at)
+            here = slice(first, first + len(one.at))
+            embeddings = None if halves is None else (halves[0][here], halves[1][here])
+            one.shard.found.append(_Found(one.at, scores[here], embeddings))
+            one.shard.waiting -= len(one.at)
+            first = here.stop
         self.waiting, self.count = [], 0
 
-    def _forward(self, pixels: Tensor, tokens: Tensor, captions: NDArray[np.int64]) -> NDArray[np.float32]:
-        missing = self.width - len(captions)
+    def _forward(
+        self, image: Tensor, text: Tensor, ids: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor, NDArray[np.float32]]:
+        """The embeddings and scores of a pass, padded to ``width`` with its last pair."""
+        missing = self.width - len(ids)
         encoder, bank = self.model.encoder, self.model.bank
         with encoder.inference():
-            image = encoder.encode_image(_padded(pixels, missing)).float()
-            text = encoder.encode_text(_padded(tokens, missing)).float()
-            found = bank.score(image, text, np.concatenate([captions, np.repeat(captions[-1:], missing)]))
-            columns = torch.stack([getattr(found, name) for name in STATISTICS], dim=1)[: len(captions)].cpu().numpy()
-        p = bank.p_values(columns[:, STATISTICS.index("match_score")])
-        return np.column_stack([columns, p.astype(np.float32)])
+            image, text = encoder.encode(_padded(image, missing), _padded(text, missing))
+            found = bank.score(image, text, np.concatenate([ids, np.repeat(ids[-1:], missing)]))
+            columns = torch.stack([getattr(found, name) for name in STATISTICS], dim=1)[: len(ids)].cpu().numpy()
+        score = columns[:, STATISTICS.index("match_score")]
+        p = np.column_stack([bank.p_values(score), bank.near_miss_p_values(score)]).astype(np.float32)
+        return image, text, np.column_stack([columns, p])
 
 
 def _padded(batch: Tensor, missing: int) -> Tensor:
     return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
+
+
+def _half(embeddings: Tensor) -> NDArray[np.float16]:
+    found: NDArray[np.float16] = embeddings.half().cpu().numpy()
+    return found

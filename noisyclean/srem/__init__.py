@@ -13,7 +13,7 @@ The functions keep the dtype they are given. Half precision is too coarse for a 
 outside autocast.
 """
 
-from noisyclean.srem.bank import PairStatistics, bank_statistics, logsumexps, null_match_scores
+from noisyclean.srem.bank import NullScores, PairStatistics, bank_statistics, logsumexps, near_miss_scores, null_scores
 from noisyclean.srem.complementary import complementary_loss, transition_complementary_loss
 from noisyclean.srem.energy import energy, pair_energies
 from noisyclean.srem.entropy import normalised_entropy, swapped_cross_entropy, swapped_pair_weight, swapped_weights
@@ -22,6 +22,7 @@ from noisyclean.srem.logits import pair_logits
 from noisyclean.srem.objective import soft_target_loss, weighted_contrastive_loss, weighted_mean
 
 __all__ = [
+    "NullScores",
     "PairStatistics",
     "agreement",
     "bank_statistics",
@@ -29,8 +30,9 @@ __all__ = [
     "energy",
     "logsumexps",
     "match_score",
+    "near_miss_scores",
     "normalised_entropy",
-    "null_match_scores",
+    "null_scores",
     "pair_energies",
     "pair_logits",
     "soft_target_loss",

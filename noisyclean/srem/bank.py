@@ -75,11 +75,20 @@ def bank_statistics(
     return PairStatistics(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
+class NullScores(NamedTuple):
+    """What is known of n pairs that are mismatches for certain; float ``[n]`` each."""
+
+    similarity: Tensor
+    """s = ⟨image, text⟩, in [−1, 1]."""
+    match_score: Tensor
+    """log p + log r at the pair's own class, ≤ 0."""
+
+
 @torch.no_grad()
-def null_match_scores(
+def null_scores(
     bank_image: Tensor, bank_text: Tensor, temperature: Tensor | float, shifts: int, *, chunk: int = 1024
-) -> Tensor:
-    """The match scores of known mismatches: bank images with the texts of other bank pairs. *Ours*.
+) -> NullScores:
+    """The scores of known mismatches: bank images with the texts of other bank pairs. *Ours*.
 
     Image i is paired with text j = (i + shift) mod M and scored against the bank without pairs i and j, plus itself.
     Among its candidates the true partners, text i and image j, must be absent, as they are for a mismatch found outside
@@ -98,28 +107,81 @@ def null_match_scores(
         chunk: how many bank images to take at a time; memory is a few ``[chunk, M]`` matrices.
 
     Returns:
-        Float ``[min(shifts, M − 1) · M]``, shift by shift, the dtype of the inputs; no gradient flows through it.
+        Two float ``[min(shifts, M − 1) · M]``, shift by shift, the dtype of the inputs; no gradient flows through them.
 
     Raises:
         ValueError: the bank's two sides do not hold as many pairs, M < 2, or shifts < 1.
     """
-    _require_paired_bank(bank_image, bank_text)
-    size = len(bank_image)
-    if size < 2:
-        raise ValueError(f"a mismatch needs two bank pairs; the bank holds {size}")
     if shifts < 1:
         raise ValueError(f"at least one shift is needed: {shifts}")
-
-    row_lse, column_lse = logsumexps(bank_image, bank_text, temperature, chunk, own=False)
-    correction = math.log((size + 1) / (size - 1))
+    mismatches = _Mismatches(bank_image, bank_text, temperature, chunk)
+    size = len(bank_image)
+    image = torch.arange(size, device=bank_image.device)
     shifts = min(shifts, size - 1)
-    scores = []
-    for k in range(shifts):
-        # The middles of equal slices of 1 … M − 1, because near-duplicates may lie side by side, one shift apart.
-        shift = 1 + (2 * k + 1) * (size - 1) // (2 * shifts)
-        own_logit = (bank_image * bank_text.roll(-shift, dims=0)).sum(dim=1) / temperature
-        scores.append(2 * (own_logit - correction) - row_lse - column_lse.roll(-shift))
-    return torch.cat(scores)
+    # The middles of equal slices of 1 … M − 1, because near-duplicates may lie side by side, one shift apart.
+    spread = [1 + (2 * k + 1) * (size - 1) // (2 * shifts) for k in range(shifts)]
+    return _joined([mismatches.scores(image, image.roll(-shift)) for shift in spread])
+
+
+@torch.no_grad()
+def near_miss_scores(
+    bank_image: Tensor,
+    bank_text: Tensor,
+    temperature: Tensor | float,
+    image: Tensor,
+    neighbours: int,
+    *,
+    chunk: int = 1024,
+) -> NullScores:
+    """The scores of near misses: bank images with captions that are like their own. *Ours*.
+
+    Each image is paired with the ``neighbours`` bank texts whose embeddings are nearest to that of its own text, and
+    scored as :func:`null_scores` scores its pairs.
+
+    Args:
+        bank_image, bank_text, temperature, chunk: as for :func:`null_scores`.
+        image: int64 ``[n]``, which bank images; their pairs should be true ones.
+        neighbours: texts an image, at most M − 1 of them.
+
+    Returns:
+        Two float ``[n · min(neighbours, M − 1)]``, image by image.
+
+    Raises:
+        ValueError: the bank's two sides do not hold as many pairs, M < 2, or neighbours < 1.
+    """
+    if neighbours < 1:
+        raise ValueError(f"at least one neighbour is needed: {neighbours}")
+    mismatches = _Mismatches(bank_image, bank_text, temperature, chunk)
+    neighbours = min(neighbours, len(bank_text) - 1)
+    parts = []
+    for at in torch.split(image, chunk):
+        likeness = bank_text[at] @ bank_text.T
+        likeness[torch.arange(len(at)), at] = -torch.inf
+        near = likeness.topk(neighbours, dim=1).indices
+        parts.append(mismatches.scores(at.repeat_interleave(neighbours), near.flatten()))
+    return _joined(parts)
+
+
+class _Mismatches:
+    """Scores any image of a bank with the text of another of its pairs."""
+
+    def __init__(self, bank_image: Tensor, bank_text: Tensor, temperature: Tensor | float, chunk: int) -> None:
+        _require_paired_bank(bank_image, bank_text)
+        size = len(bank_image)
+        if size < 2:
+            raise ValueError(f"a mismatch needs two bank pairs; the bank holds {size}")
+        self._image, self._text, self._temperature = bank_image, bank_text, temperature
+        self._row_lse, self._column_lse = logsumexps(bank_image, bank_text, temperature, chunk, own=False)
+        self._correction = math.log((size + 1) / (size - 1))
+
+    def scores(self, image: Tensor, text: Tensor) -> NullScores:
+        similarity = (self._image[image] * self._text[text]).sum(dim=1)
+        own = similarity / self._temperature - self._correction
+        return NullScores(similarity, 2 * own - self._row_lse[image] - self._column_lse[text])
+
+
+def _joined(parts: list[NullScores]) -> NullScores:
+    return NullScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _chunk_statistics(

@@ -19,7 +19,7 @@ from noisyclean.progress import SILENT, Progress, Task
 from noisyclean.recipe import EncoderRecipe, NcrObjective, Recipe, SremObjective
 from noisyclean.scoring.folds import FoldMap, assign_folds
 from noisyclean.scoring.reference import MIN_BANK, ReferenceModel, build_bank
-from noisyclean.training.filtration import Filtered, judge, ncr_filter, srem_filter
+from noisyclean.training.filtration import FOLD_BANK_SHARE, Filtered, fold_bank_size, judge, ncr_filter, srem_filter
 from noisyclean.training.memory import EmbeddingMemory
 from noisyclean.training.objectives import make_objective
 from noisyclean.training.trainer import FoldTrainer
@@ -48,7 +48,8 @@ class CrossFit:
 
     Attributes:
         folds: which caption is in which fold.
-        judged: K arrays of rows: those of each fold, which its model never trains on.
+        judged: K arrays of rows: those of each fold, which its model never trains on; with a single fold it does on
+            all but the hold-out.
         held_out: rows that no model trains on.
     """
 
@@ -80,9 +81,11 @@ class CrossFit:
         self.progress = progress
         index = source.index
         rows = np.flatnonzero(index.usable) if rows is None else rows
-        self.folds: FoldMap = assign_folds(index.caption[rows], index.image[rows], recipe.folds)
+        self.folds: FoldMap = assign_folds(
+            index.caption[rows], index.image[rows], recipe.folds, holdout=recipe.data.holdout
+        )
         fold = self.folds.fold_of(index.caption)
-        held_out = _holdout(index.caption, recipe.data.holdout)
+        held_out = self.folds.is_held_out(index.caption)
         may_train = ~held_out
         if trainable is not None:
             may_train &= np.isin(np.arange(len(index)), trainable)
@@ -90,6 +93,11 @@ class CrossFit:
         self.held_out = rows[held_out[rows]]
         if min(map(len, self.judged)) < MIN_BANK:
             raise NoisycleanError("almost all pairs share one caption or picture: no two folds can be made of them")
+        if recipe.folds == 1 and len(self.held_out) < MIN_BANK / FOLD_BANK_SHARE:
+            raise NoisycleanError(
+                f"{len(self.held_out)} pairs are held out, too few to be a single fold's reference; "
+                "raise data.holdout, or cross-fit (folds 2)"
+            )
         objective = recipe.objective
         peers = 2 if isinstance(objective, NcrObjective) and objective.co_teaching else 1
         remembers = isinstance(objective, SremObjective) and objective.soft_targets > 0
@@ -97,7 +105,8 @@ class CrossFit:
         for peer in range(peers):
             made = encoders if encoders and not peer else make_encoders(recipe, device, seed=recipe.seed + peer)
             for k, encoder in enumerate(made):
-                trained = rows[(fold[rows] != k) & may_train[rows]]
+                own = (fold[rows] == k) & (recipe.folds > 1)
+                trained = rows[~own & may_train[rows]]
                 trainer = FoldTrainer(
                     encoder,
                     recipe.optimiser,
@@ -144,13 +153,13 @@ class CrossFit:
         return figures[: self.recipe.folds]
 
     def freeze(self) -> list[ReferenceModel]:
-        """Each model with a bank and null of pairs it never saw."""
-        return [
-            ReferenceModel(
-                encoder, build_bank(encoder, self.source, rows, self.recipe.bank.size, progress=self.progress)
-            )
-            for encoder, rows in zip(self.encoders, self.judged, strict=True)
-        ]
+        """Each model with a bank and null of pairs it never saw: its fold, or the hold-out where there is but one."""
+        models = []
+        never_seen = self.judged if self.recipe.folds > 1 else [self.held_out]
+        for encoder, rows in zip(self.encoders, never_seen, strict=True):
+            size = fold_bank_size(self.recipe.bank.size, len(rows))
+            models.append(ReferenceModel(encoder, build_bank(encoder, self.source, rows, size, progress=self.progress)))
+        return models
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs."""
@@ -201,7 +210,7 @@ class CrossFit:
 
     def _judges_out_of_fold(self) -> bool:
         objective = self.recipe.objective
-        return isinstance(objective, SremObjective) and objective.judge == "out-of-fold"
+        return isinstance(objective, SremObjective) and objective.judge == "out-of-fold" and self.recipe.folds > 1
 
     def _filter(self, epoch: int, on_batch: Callable[[int], None]) -> list[Filtered]:
         """Weigh the pairs for the next epoch; what the models said, one by one."""
@@ -224,7 +233,7 @@ class CrossFit:
             selected = found[self.recipe.folds :] + found[: self.recipe.folds]
         else:
             assert isinstance(objective, SremObjective)
-            out_of_fold = objective.judge == "out-of-fold"
+            out_of_fold = self._judges_out_of_fold()
             found = [
                 srem_filter(
                     judge(
@@ -275,8 +284,3 @@ def make_encoder(wanted: EncoderRecipe, device: torch.device, *, seed: int) -> D
         context_length=wanted.context_length,
         temperature=temperature,
     ).to(device)
-
-
-def _holdout(caption: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
-    # By the upper half of the hash: folds go by its remainder, and the two must not depend on each other.
-    return (caption.view(np.uint64) >> np.uint64(32)) % np.uint64(10_000) < np.uint64(round(share * 10_000))

@@ -21,10 +21,13 @@ from noisyclean.corpus.source import PairSource
 from noisyclean.encoders import DualEncoder
 from noisyclean.objectives import clean_posterior
 from noisyclean.recipe import NcrObjective, SremObjective
-from noisyclean.scoring.reference import ReferenceBank, draw_bank_rows, embed
+from noisyclean.scoring.reference import MIN_BANK, ReferenceBank, draw_bank_rows, embed
 from noisyclean.srem import PairStatistics, match_score, pair_logits
 
 FILTER_BATCH = 256
+FOLD_BANK_SHARE = 0.25
+"""The largest share of a fold's pairs that its bank takes: more cost more time and judge no better (measured on 10,000
+icons: AUROC .8486 with a quarter, a half and all)."""
 LEAST_PROBABILITY = 1e-3
 """What a pair's probability of being clean is at least taken to be when pairs are weighted."""
 
@@ -59,6 +62,11 @@ class Judged:
     bank: ReferenceBank
 
 
+def fold_bank_size(wanted: int, pairs: int) -> int:
+    """How many of a fold's ``pairs`` pairs its bank takes, where ``wanted`` are wanted."""
+    return min(wanted, max(MIN_BANK, int(pairs * FOLD_BANK_SHARE)))
+
+
 def judge(
     encoder: DualEncoder,
     source: PairSource,
@@ -73,14 +81,14 @@ def judge(
 
     Args:
         rows: rows of the index.
-        bank_size: pairs wanted in the bank.
+        bank_size: the largest bank that is wanted; see :func:`fold_bank_size`.
         on_batch: called with the number of pairs after each batch.
 
     Raises:
         NoisycleanError: too few pairs can be read.
     """
     index = source.index
-    drawn = draw_bank_rows(index, rows, bank_size)
+    drawn = draw_bank_rows(index, rows, fold_bank_size(bank_size, len(rows)))
     found, image, text = embed(encoder, source, drawn, batch_size=FILTER_BATCH, on_batch=on_batch)
     bank = ReferenceBank.build(index.caption[found], image, text, encoder.temperature.item())
     kept_rows: list[NDArray[np.int64]] = []

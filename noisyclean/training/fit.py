@@ -20,6 +20,7 @@ from noisyclean.encoders import DualEncoder
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.progress import SILENT, Progress
 from noisyclean.recipe import Recipe, load_recipe
+from noisyclean.scoring.folds import sketch_pairs
 from noisyclean.scoring.reference import MIN_BANK
 from noisyclean.scoring.run import (
     DEFAULT_RUN,
@@ -112,7 +113,8 @@ def fit(
     models = crossfit.freeze()
     for fold, model in enumerate(models):
         model.save(fold_directory(out, fold))
-    write_folds(out, crossfit.folds)
+    usable = index.usable
+    write_folds(out, crossfit.folds, sketch_pairs(index.caption[usable], index.image[usable]))
     record = RunRecord(
         shards=absolute_paths(found),
         corpus=corpus,

@@ -86,7 +86,10 @@ def test_help_is_quick_because_it_imports_nothing_heavy(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["demo", "fit", "score", "split", "evaluate", "inspect", "corrupt", "convert"])
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "fit", "score", "split", "export", "evaluate", "calibrate", "inspect", "corrupt", "convert"],
+)
 def test_every_help_has_examples(command: str, tmp_path: Path) -> None:
     assert f"  noisyclean {command}" in noisyclean(command, "--help", cwd=tmp_path).stdout
 
@@ -173,6 +176,31 @@ def test_a_pretrained_model_needs_no_fit(home: Path) -> None:
     assert "scored already" in again.stderr
 
 
+def test_a_single_fold_is_fitted_and_its_pairs_are_said_to_be_in_sample(home: Path) -> None:
+    words = ("fit", "shards", "-o", "single", "--folds", "1", "--json", "--set=data.holdout=0.45")
+    record = json.loads(noisyclean(*words, *[f"--set={one}" for one in SMALL], cwd=home).stdout)
+    assert len(record["folds"]) == 1
+    assert not (home / "single" / "fold-1").exists()
+    done = noisyclean("score", "-m", "single", "-o", "single-out", cwd=home)
+    rows = pd.read_parquet(home / "single-out" / "manifest")
+    trained = rows["in_sample"].fillna(False).sum()
+    assert 0 < trained < 201
+    assert f"{trained:,} pairs were scored by a model that has trained on them" in done.stdout
+
+
+def test_export_and_calibrate(home: Path) -> None:
+    clean = json.loads(noisyclean("split", "--keep", "0.5", "--json", cwd=home).stdout)["clean"]
+    exported = noisyclean("export", "--format", "shards", "-o", "clean", cwd=home)
+    assert f"{clean:,} pairs (clean)" in exported.stdout
+    assert sum(json.loads((home / "clean" / "sizes.json").read_text()).values()) == clean
+    noisyclean("calibrate", "--sample", "5", "-o", "labels.csv", cwd=home)
+    labels = pd.read_csv(home / "labels.csv")
+    labels.assign(matched=True).to_csv(home / "labels.csv", index=False)
+    found = json.loads(noisyclean("calibrate", "--labels", "labels.csv", "--json", cwd=home).stdout)
+    assert found["mismatch_rate"] == 0
+    assert sum(one["labelled"] for one in found["splits"].values()) == len(labels)
+
+
 def test_shards_that_are_not_there(refusal: Refusals, home: Path, tmp_path: Path) -> None:
     assert "matches no shards" in refusal("fit", "nothing/*.tar", cwd=home)
     assert "no .tar files" in refusal("inspect", tmp_path, cwd=home)
@@ -190,6 +218,7 @@ def test_a_recipe_with_a_misspelt_key(refusal: Refusals, home: Path) -> None:
     line = refusal("fit", "shards", "-r", "mine.yaml", cwd=home)
     assert "mine.yaml" in line
     assert "did you mean optimiser.epochs?" in line
+    assert "folds: input should be greater than or equal to 1" in refusal("fit", "shards", "--folds", "0", cwd=home)
     assert "no such recipe; did you mean icons?" in refusal("fit", "shards", "-r", "ikons", cwd=home)
 
 

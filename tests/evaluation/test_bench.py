@@ -521,7 +521,8 @@ def judged_pairs(
     return Judged(
         rows,
         PairStatistics(**{name: torch.from_numpy(value).float() for name, value in values.items()}),
-        ReferenceBank(np.arange(bank), torch.zeros(bank, 2), torch.zeros(bank, 2), 0.1, null.astype(np.float32)),
+        # Its pairs are more alike than those that are judged: the similarities, all 0, have no say in the noise rate.
+        ReferenceBank(np.arange(bank), torch.ones(bank, 2), torch.ones(bank, 2), 0.1, null.astype(np.float32)),
     )
 
 

@@ -30,7 +30,7 @@ SIZES = {"00000": 900, "00001": 0, "shard=2/00002": 600, "00003": 3}
 NOT_EMPTY = {name: size for name, size in SIZES.items() if size}
 FAULTS = {"00000": {5: "truncated PNG", 17: "no caption"}, "00003": dict.fromkeys(range(3), "no image")}
 READABLE = 1498
-MEASURED = [*STATISTICS, "fold", "p_value", "q_value", "match_probability", "rank"]
+MEASURED = [*STATISTICS, "fold", "in_sample", "p_value", "near_miss_p_value", "q_value", "match_probability", "rank"]
 COLUMNS = {
     "key": "string",
     "shard": "string",
@@ -41,6 +41,7 @@ COLUMNS = {
     "width": "int32",
     "height": "int32",
     "fold": "int32",
+    "in_sample": "bool",
     "similarity": "float",
     "energy_image": "float",
     "energy_text": "float",
@@ -48,6 +49,7 @@ COLUMNS = {
     "swapped_entropy": "float",
     "match_score": "float",
     "p_value": "float",
+    "near_miss_p_value": "float",
     "q_value": "float",
     "match_probability": "float",
     "rank": "int64",
@@ -55,7 +57,16 @@ COLUMNS = {
     "split": "string",
 }
 HIGHER_IS_CLEANER = ["similarity", "match_score", "match_probability"]
-LOWER_IS_CLEANER = ["energy_image", "energy_text", "energy", "swapped_entropy", "p_value", "q_value", "rank"]
+LOWER_IS_CLEANER = [
+    "energy_image",
+    "energy_text",
+    "energy",
+    "swapped_entropy",
+    "p_value",
+    "near_miss_p_value",
+    "q_value",
+    "rank",
+]
 REQUIRED = ["key", "shard", "index", "reason", "split"]
 
 
@@ -281,12 +292,19 @@ class TestFiles:
             split(out, keep=0.1, progress=Interrupt())
         pd.testing.assert_frame_equal(read(out), before)
         assert split(out, keep=0.1).clean == round(0.1 * READABLE)
-        assert sorted(path.name for path in out.iterdir()) == ["manifest", "run.json", "scores", "summary.json"]
+        assert sorted(path.name for path in out.iterdir()) == [
+            "manifest",
+            "nulls.parquet",
+            "run.json",
+            "scores",
+            "summary.json",
+        ]
 
     def test_summary_file_is_the_summary(self, out: Path) -> None:
         summary = split(out)
         values = json.loads((out / "summary.json").read_text())
-        assert values.pop("noise_interval") == list(summary.noise_interval)
+        for name in ("noise_interval", "near_miss_interval"):
+            assert tuple(values.pop(name)) == getattr(summary, name)
         assert values == {name: getattr(summary, name) for name in values}
         assert set(values) > {"pairs", *SPLITS, "estimated_noise", "target_fdr", "reasons", "seconds"}
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisyclean.errors import UsageError
-from noisyclean.scoring.folds import FoldMap, assign_folds
+from noisyclean.scoring.folds import FoldMap, assign_folds, known_share, sketch_pairs
 from noisyclean.scoring.reference import ReferenceModel
 from noisyclean.scoring.run import FOLDS_FILE, RunRecord, load_run, write_folds, write_record
 
@@ -82,10 +82,13 @@ def test_no_pairs() -> None:
     assert folds.fold_of(np.array([3])).tolist() == [1]
 
 
+SKETCH = np.array([3, 5, 2**63 + 1], np.uint64)
+
+
 def write_run(run: Path, models: list[ReferenceModel], folds: FoldMap) -> None:
     for fold, model in enumerate(models):
         model.save(run / f"fold-{fold}")
-    write_folds(run, folds)
+    write_folds(run, folds, SKETCH)
     fingerprints = [model.fingerprint() for model in models]
     write_record(run, RunRecord([], "corpus", "demo", 10, fingerprints, 1.0, "cpu", {}, {}))
 
@@ -105,20 +108,47 @@ def run(tmp_path: Path, whole_run: Path) -> Path:
 
 def test_run_round_trip(tmp_path: Path, fold_models: list[ReferenceModel]) -> None:
     caption, image = random_ids(100, 1), np.arange(100) // 2
-    folds = assign_folds(caption, image, 2)
+    folds = assign_folds(caption, image, 2, holdout=0.25)
     assert len(folds.captions) > 0
     write_run(tmp_path, fold_models, folds)
-    models, loaded = load_run(tmp_path)
-    np.testing.assert_array_equal(loaded.fold_of(caption), folds.fold_of(caption))
-    assert loaded.folds == 2
-    assert [model.fingerprint() for model in models] == [model.fingerprint() for model in fold_models]
+    loaded = load_run(tmp_path)
+    np.testing.assert_array_equal(loaded.folds.fold_of(caption), folds.fold_of(caption))
+    assert (loaded.folds.folds, loaded.folds.holdout) == (2, 0.25)
+    assert [model.fingerprint() for model in loaded.models] == [model.fingerprint() for model in fold_models]
+    np.testing.assert_array_equal(loaded.sketch, SKETCH)
 
 
 def test_run_without_exceptions_round_trip(tmp_path: Path, fold_models: list[ReferenceModel]) -> None:
     nothing = np.zeros(0, np.int64)
     write_run(tmp_path, fold_models, FoldMap(2, nothing, nothing))
-    _, loaded = load_run(tmp_path)
-    assert loaded.fold_of(np.array([4, 5])).tolist() == [0, 1]
+    assert load_run(tmp_path).folds.fold_of(np.array([4, 5])).tolist() == [0, 1]
+
+
+class TestSketch:
+    """Which pairs of a corpus were fitted, whatever became of the shards."""
+
+    @given(st.integers(1, 300), st.integers(0, 300), st.integers(0, 2**16))
+    def test_small_corpora_are_known_exactly(self, fitted: int, others: int, seed: int) -> None:
+        caption, image = random_ids(fitted + others, seed), random_ids(fitted + others, seed + 1)
+        sketch = sketch_pairs(caption[:fitted], image[:fitted])
+        order = np.random.default_rng(seed).permutation(fitted + others)
+        assert known_share(sketch, caption[order], image[order]) == pytest.approx(fitted / (fitted + others))
+
+    def test_another_caption_of_a_fitted_picture_is_another_pair(self) -> None:
+        caption, image = random_ids(100, 0), random_ids(100, 1)
+        assert known_share(sketch_pairs(caption, image), np.roll(caption, 1), image) == 0.0
+
+    def test_large_corpora_are_known_by_their_smallest_hashes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("noisyclean.scoring.folds.SKETCH_SIZE", 4000)
+        caption, image = random_ids(60_000, 0), random_ids(60_000, 1)
+        sketch = sketch_pairs(caption[:40_000], image[:40_000])
+        assert len(sketch) == 4000
+        assert known_share(sketch, caption, image) == pytest.approx(2 / 3, abs=0.03)
+        assert known_share(sketch, caption[40_000:], image[40_000:]) == 0.0
+
+    def test_no_pairs(self) -> None:
+        nothing = np.zeros(0, np.int64)
+        assert known_share(sketch_pairs(nothing, nothing), nothing, nothing) == 0.0
 
 
 @pytest.mark.parametrize("name", [FOLDS_FILE, "fold-1/bank.safetensors", "fold-0/encoder/open_clip_config.json"])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from noisyclean.calibration import noise_rate
+from noisyclean.calibration import noise_rate_of_tail
 from noisyclean.corpus.index import CorpusIndex
 from noisyclean.corpus.source import MemorySource, StreamSource
 from noisyclean.encoders import DualEncoder
@@ -158,7 +158,7 @@ class TestDrawing:
         rows = np.arange(len(ids))
         index = index_of(ids)
         drawn = set(index.pair[draw_bank_rows(index, rows, size)])
-        assert len(drawn) == min(size, max(MIN_BANK, len(ids) // 4), len(ids))
+        assert len(drawn) == min(size, len(ids))
         shuffled = index_of(random.sample(ids, len(ids)))
         assert set(shuffled.pair[draw_bank_rows(shuffled, rows, size)]) == drawn
 
@@ -182,7 +182,7 @@ class TestDrawing:
         """Whatever holds the pairs; those that cannot be decoded are left out."""
         usable = np.flatnonzero(faulty_index.usable)
         bank = build_bank(encoder, source, usable, 1000)
-        assert MIN_BANK < len(bank) <= len(usable) // 4
+        assert len(usable) - 10 < len(bank) < len(usable)  # some cannot be decoded
         assert bank.temperature == pytest.approx(0.05)
         assert set(bank.ids) < set(faulty_index.caption[usable])
         again = build_bank(encoder, MemorySource(source), usable[::-1].copy(), 1000)
@@ -191,7 +191,7 @@ class TestDrawing:
         torch.testing.assert_close(again.text, bank.text, atol=1e-6, rtol=0)
 
     def test_the_estimate_holds_though_true_partners_are_in_the_bank(self) -> None:
-        """Captions permuted within the corpus: a mismatch may have its partner in the bank, as none of the null has."""
+        """Captions permuted within the corpus, all of it in the bank: similarities know nothing of partners."""
         images = unit(4000, 1)
         texts = normalize(images + unit(4000, 2) * 0.6, dim=1)
         wrong = np.random.default_rng(0).permutation(4000)[:1600]
@@ -199,9 +199,31 @@ class TestDrawing:
         index = index_of(np.random.default_rng(1).permutation(4000).tolist())
         drawn = draw_bank_rows(index, np.arange(4000), 8192)
         bank = ReferenceBank.build(index.caption[drawn], images[drawn], texts[drawn], 0.05)
-        scores = bank.score(images, texts, index.caption).match_score.numpy()
-        estimate = noise_rate(bank.p_values(scores), null_pairs=len(bank)).estimate
-        assert 0.37 <= estimate <= 0.46
+        assert len(bank) == 4000
+        scores = bank.score(images, texts, index.caption)
+        below = int((scores.similarity < bank.similarity_median).sum())
+        assert noise_rate_of_tail(below, pairs=4000, null_pairs=len(bank)).estimate == pytest.approx(0.4, abs=0.03)
+
+
+class TestNearMisses:
+    def test_are_between_true_pairs_and_random_ones(self) -> None:
+        topics = unit(20, 3).repeat_interleave(30, dim=0)
+        images = normalize(topics + 0.8 * unit(600, 4), dim=1)
+        texts = normalize(images + 0.3 * unit(600, 5), dim=1)
+        bank = ReferenceBank.build(np.arange(600), images, texts, 0.05)
+        mismatches = bank.mismatches().to_pandas().groupby("kind")["match_score"].median()
+        true = np.median(bank.score(images, texts, np.arange(600)).match_score)
+        assert mismatches["random"] < mismatches["near miss"] - 2 < true - 4
+        # A score in the middle of the near misses is a rare one among random mismatches.
+        middle = np.array([mismatches["near miss"]], np.float32)
+        assert bank.near_miss_p_values(middle) == pytest.approx(0.5, abs=0.01)
+        assert bank.p_values(middle) < 0.1
+
+    def test_of_mismatched_pairs_there_are_none(self) -> None:
+        """A bank in which no pair looks true: there is no caption that would nearly be right."""
+        bank = ReferenceBank.build(np.arange(200), unit(200, 1), unit(200, 2), 0.05)
+        assert np.isnan(bank.near_miss_p_values(np.zeros(3, np.float32))).all()
+        assert set(bank.mismatches()["kind"].to_pylist()) == {"random"}
 
 
 class TestEmbed:

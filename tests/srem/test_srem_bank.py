@@ -9,7 +9,7 @@ from scipy.special import log_softmax, logsumexp
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from noisyclean.srem import PairStatistics, bank_statistics, match_score, null_match_scores, pair_logits
+from noisyclean.srem import PairStatistics, bank_statistics, match_score, near_miss_scores, null_scores, pair_logits
 
 WIDTH = 6
 
@@ -150,7 +150,7 @@ def test_no_gradient_is_kept() -> None:
     image, text = (side.requires_grad_() for side in embeddings(4, seed=0))
     statistics = bank_statistics(image, text, image, text, 0.05, torch.arange(4))
     assert not any(values.requires_grad for values in statistics)
-    assert not null_match_scores(image, text, 0.05, 2).requires_grad
+    assert not null_scores(image, text, 0.05, 2).match_score.requires_grad
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
@@ -165,11 +165,13 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(IndexError):
         bank_statistics(image, text, image, text, 0.05, torch.tensor([0, 1, 2, 4]))
     with pytest.raises(ValueError, match="4 and 3"):
-        null_match_scores(image, text[:3], 0.05, 1)
+        null_scores(image, text[:3], 0.05, 1)
     with pytest.raises(ValueError, match="holds 1"):
-        null_match_scores(image[:1], text[:1], 0.05, 1)
+        null_scores(image[:1], text[:1], 0.05, 1)
     with pytest.raises(ValueError, match="shift"):
-        null_match_scores(image, text, 0.05, 0)
+        null_scores(image, text, 0.05, 0)
+    with pytest.raises(ValueError, match="neighbour"):
+        near_miss_scores(image, text, 0.05, torch.arange(4), 0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -181,7 +183,7 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
 )
 def test_all_null_scores_equal_the_reference(size: int, seed: int, temperature: float, chunk: int) -> None:
     image, text = embeddings(size, seed)
-    scores = null_match_scores(image, text, temperature, shifts=100, chunk=chunk)
+    scores = null_scores(image, text, temperature, shifts=100, chunk=chunk).match_score
     expected = [
         reference_null_score(image.numpy(), text.numpy(), temperature, i, (i + shift) % size)
         for shift in range(1, size)
@@ -190,12 +192,28 @@ def test_all_null_scores_equal_the_reference(size: int, seed: int, temperature: 
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
 
 
+@settings(deadline=None, max_examples=30)
+@given(size=st.integers(2, 8), seed=st.integers(0, 2**16), neighbours=st.integers(1, 9), chunk=st.integers(1, 9))
+def test_near_misses_equal_the_reference(size: int, seed: int, neighbours: int, chunk: int) -> None:
+    image, text = (side.numpy() for side in embeddings(size, seed))
+    chosen = torch.arange(0, size, 2)
+    found = near_miss_scores(*embeddings(size, seed), 0.05, chosen, neighbours, chunk=chunk)
+    pairs = []
+    for i in chosen.tolist():
+        others = sorted((j for j in range(size) if j != i), key=lambda j, i=i: -float(text[i] @ text[j]))  # type: ignore[misc]
+        pairs += [(i, j) for j in others[:neighbours]]
+    np.testing.assert_allclose(
+        found.match_score, [reference_null_score(image, text, 0.05, i, j) for i, j in pairs], rtol=1e-9, atol=1e-9
+    )
+    np.testing.assert_allclose(found.similarity, [image[i] @ text[j] for i, j in pairs], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("shifts", [1, 2, 5, 10])
 def test_few_shifts_are_different_mismatches_spread_over_the_bank(shifts: int) -> None:
     size = 11
     image, text = embeddings(size, seed=0)
-    by_shift = null_match_scores(image, text, 0.05, shifts=size - 1).reshape(size - 1, size)
-    scores = null_match_scores(image, text, 0.05, shifts=shifts).reshape(shifts, size)
+    by_shift = null_scores(image, text, 0.05, shifts=size - 1).match_score.reshape(size - 1, size)
+    scores = null_scores(image, text, 0.05, shifts=shifts).match_score.reshape(shifts, size)
     taken = [
         next(s for s, row in enumerate(by_shift, start=1) if torch.allclose(row, scores[k])) for k in range(shifts)
     ]
@@ -205,9 +223,9 @@ def test_few_shifts_are_different_mismatches_spread_over_the_bank(shifts: int) -
 
 def test_null_scores_keep_the_dtype_and_nearly_the_value_in_float32() -> None:
     image, text = embeddings(200, seed=0, dtype=torch.float32)
-    scores = null_match_scores(image, text, 0.05, shifts=3, chunk=64)
+    scores = null_scores(image, text, 0.05, shifts=3, chunk=64).match_score
     assert scores.dtype == torch.float32
-    expected = null_match_scores(image.double(), text.double(), 0.05, shifts=3)
+    expected = null_scores(image.double(), text.double(), 0.05, shifts=3).match_score
     torch.testing.assert_close(scores.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -217,7 +235,7 @@ def test_null_scores_are_distributed_as_those_of_mismatches_outside_the_bank() -
     for seed in range(600):
         image, text = embeddings(10, seed)
         bank_image, bank_text = image[:8], text[:8]
-        null.append(null_match_scores(bank_image, bank_text, 1.0, shifts=7).mean())
+        null.append(null_scores(bank_image, bank_text, 1.0, shifts=7).match_score.mean())
         pair = bank_statistics(image[8:9], text[9:], bank_image, bank_text, 1.0, torch.tensor([-1]))
         outside.append(pair.match_score[0])
     assert torch.stack(null).mean().item() == pytest.approx(torch.stack(outside).mean().item(), abs=0.12)

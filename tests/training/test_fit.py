@@ -62,12 +62,12 @@ def test_open_clip_loads_each_encoder(run: Path) -> None:
 
 
 def test_each_bank_holds_only_pairs_its_model_never_saw(run: Path, shards: Path) -> None:
-    models, folds = load_run(run)
+    found = load_run(run)
     captions = {caption_id(one.caption or "") for path in shards.glob("*.tar") for one in read_tar(path)}
-    for fold, model in enumerate(models):
+    for fold, model in enumerate(found.models):
         assert 16 <= len(model.bank) <= 64
         assert set(model.bank.ids.tolist()) <= captions
-        assert (folds.fold_of(model.bank.ids) == fold).all()
+        assert (found.folds.fold_of(model.bank.ids) == fold).all()
 
 
 def test_the_same_seed_gives_the_same_models(run: Path, shards: Path, tmp_path: Path) -> None:

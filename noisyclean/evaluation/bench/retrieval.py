@@ -44,7 +44,7 @@ def bench_retrieval(
     """
     place = choose_device(device)
     found = find_shards(shards)
-    encoders = [one.encoder for one in load_run(Path(model))[0]] if is_run(model) else [load_encoder(str(model))]
+    encoders = [one.encoder for one in load_run(Path(model)).models] if is_run(model) else [load_encoder(str(model))]
     index = index_corpus(found, workers=default_workers(), progress=progress)
     rows = np.flatnonzero(index.usable)
     figures = []

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyclean.calibration import noise_rate
+from noisyclean.calibration import least, noise_rate, noise_rate_of_tail
 from noisyclean.corpus.source import PairSource
 from noisyclean.encoders import DualEncoder
 from noisyclean.evaluation.baselines import clip_score, deep_knn, lemon_fix, neg_clip_loss
@@ -21,8 +21,9 @@ from noisyclean.evaluation.bench.corpus import BenchCorpus, PlantedCorpus
 from noisyclean.evaluation.bench.methods import METHODS, ORACLE
 from noisyclean.evaluation.detection import detection, ratio, share
 from noisyclean.evaluation.retrieval import Retrieval, group_captions, retrieval
+from noisyclean.manifest.ranking import judge_pairs
+from noisyclean.manifest.rules import DEFAULT_FDR, SplitRule
 from noisyclean.manifest.schema import CLEAN, NOISY, STATISTICS
-from noisyclean.manifest.splitting import DEFAULT_FDR, Columns, SplitRule, decide
 from noisyclean.progress import SILENT
 from noisyclean.recipe import Recipe, load_recipe
 from noisyclean.scoring.reference import embed
@@ -147,19 +148,21 @@ def _detection_figures(judged: list[Judged], planted: PlantedCorpus) -> dict[str
         name: np.concatenate([getattr(one.scores, name).numpy() for one in judged]).astype(np.float32)
         for name in STATISTICS
     }
-    noise = noise_rate(p, null_pairs=sum(len(one.bank) for one in judged))
+    null_pairs = sum(len(one.bank) for one in judged)
+    below = sum(int((one.scores.similarity < one.bank.similarity_median).sum()) for one in judged)
+    noise = least(noise_rate(p, null_pairs=null_pairs), noise_rate_of_tail(below, pairs=len(p), null_pairs=null_pairs))
     headline = planted.headline[rows]
     matched = planted.matched[rows][headline]
-    columns = Columns({"p_value": p, **values}, len(p))
+    columns = {"p_value": p, **values}
     figures: dict[str, Any] = {"pairs": len(rows), "planted_noise": share(~matched)}
     for asked in ASKED:
-        verdict = decide(columns, noise, SplitRule(fdr=asked))
-        clean = (verdict.split == CLEAN)[headline]
+        verdict = judge_pairs(columns, noise, SplitRule(fdr=asked))
+        clean = verdict.is_in(CLEAN)[headline]
         name = f"{asked * 100:g}"
         figures[f"realised_{name}"] = share(~matched[clean])
         figures[f"recall_{name}"] = ratio(matched & clean, matched)
         if asked == DEFAULT_FDR:
-            noisy = (verdict.split == NOISY)[headline]
+            noisy = verdict.is_in(NOISY)[headline]
             figures["f1"] = ratio(2 * (matched & clean), matched.astype(np.int64) + clean)
             figures["noisy_precision"] = share(~matched[noisy])
             figures["noisy_recall"] = ratio(~matched & noisy, ~matched)

@@ -1,0 +1,67 @@
+"""``nulls.parquet``: the known mismatches that pairs were compared with, so that anyone can recompute the p-values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from noisyclean.errors import UsageError
+from noisyclean.files import write_parquet
+
+NULLS_FILE = "nulls.parquet"
+RANDOM, NEAR_MISS = "random", "near miss"
+
+NULLS_SCHEMA = pa.schema(
+    [
+        pa.field("fold", pa.int32(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),
+        pa.field("match_score", pa.float32(), nullable=False),
+        pa.field("p_value", pa.float32(), nullable=False),
+    ]
+)
+"""One row a mismatch: ``random`` is a bank picture with another pair's caption, ``near miss`` one with a caption
+that is like its own. ``p_value`` is under the random ones of its fold."""
+
+
+@dataclass(frozen=True)
+class Nulls:
+    """What the split needs of the nulls.
+
+    Attributes:
+        similarity_median: (folds,) of the random mismatches of each fold.
+        near_miss_p: p-values of all near misses, under the random mismatches.
+    """
+
+    similarity_median: NDArray[np.float32]
+    near_miss_p: NDArray[np.float32]
+
+
+def write_nulls(out: Path, table: pa.Table) -> None:
+    """Write a table of :data:`NULLS_SCHEMA`."""
+    write_parquet(out / NULLS_FILE, table.cast(NULLS_SCHEMA))
+
+
+def read_nulls(out: Path) -> Nulls:
+    """Read what :func:`write_nulls` wrote.
+
+    Raises:
+        UsageError: it is missing or broken.
+    """
+    path = out / NULLS_FILE
+    try:
+        table = pq.read_table(path, schema=NULLS_SCHEMA, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(
+            f"{path}: missing or broken; repeat the `noisyclean score` command to write it anew"
+        ) from error
+    kind, fold = table["kind"].to_numpy(zero_copy_only=False), table["fold"].to_numpy()
+    similarity = table["similarity"].to_numpy()
+    random = kind == RANDOM
+    medians = [np.median(similarity[random & (fold == k)]) for k in range(int(fold.max(initial=-1)) + 1)]
+    return Nulls(np.array(medians, np.float32), table["p_value"].to_numpy()[kind == NEAR_MISS])
