@@ -17,9 +17,7 @@ path = sys.argv[1] if len(sys.argv) > 1 else "pairs.npz"
 # The temperature is that of the model that made them: 1 / exp(logit_scale), 0.01 for CLIP.
 summary = nc.score(embeddings=path, temperature=0.01, out="embedded-out")
 low, high = summary.noise_interval
-print(
-    f"{summary.pairs} pairs, {summary.estimated_noise:.1%} of them mismatched ({low:.1%} to {high:.1%})"
-)
+print(f"{summary.pairs} pairs, {summary.estimated_noise:.1%} of them mismatched ({low:.1%} to {high:.1%})")
 
 # `shard` is the file and `index` the row in it.
 clean = nc.Manifest("embedded-out").pairs("clean", columns=["shard", "index"])

@@ -92,6 +92,31 @@ def noise_rate_of_tail(tail_pairs: float, *, pairs: int, null_pairs: int) -> Noi
     return NoiseRate(min(estimate, 1.0), min(max(estimate - half, 0.0), 1.0), min(estimate + half, 1.0))
 
 
+def close_noise(low_share: float, random: NoiseRate, random_low_share: float, *, pairs: int) -> NoiseRate:
+    """An estimate of the share of pairs that are mismatched, but close: like near misses (ours, after Storey).
+
+    Half of the near misses score under their median, and so do nearly all random mismatches, the share of which is
+    known. What is left of the pairs down there is taken for half of the close mismatches. True pairs down there are
+    counted too, so it is rather high; but where most pairs are close mismatches, so are those that the near misses are
+    made of, and it is low.
+
+    Args:
+        low_share: share of the pairs that score lower than the near misses' median.
+        random: share of the pairs that are random mismatches.
+        random_low_share: share of random mismatches that score lower than that median.
+        pairs: how many there are.
+
+    Returns:
+        It, from 0 to 1 − π₀, with a 95 % interval for its sampling error.
+    """
+    of_pairs = 1.96 * (low_share * (1 - low_share) / max(pairs, 1)) ** 0.5
+    of_random = random_low_share * (random.high - random.low) / 2
+    half = (of_pairs**2 + of_random**2) ** 0.5 / STOREY_LAMBDA
+    share = (low_share - random.estimate * random_low_share) / STOREY_LAMBDA
+    most = 1 - random.estimate
+    return NoiseRate(*(min(max(one, 0.0), most) for one in (share, share - half, share + half)))
+
+
 def least(*bounds: NoiseRate) -> NoiseRate:
     """The smallest of several upper bounds of one rate."""
     return min(bounds, key=lambda one: one.estimate)
@@ -170,7 +195,10 @@ class Calibration:
     def of(cls, p: NDArray[np.float32], counts: NDArray[np.int64], noise: NoiseRate) -> Calibration:
         """Of (D,) different p-values, ascending, and how many pairs have each."""
         q = q_values(p, noise.estimate, counts=counts).astype(np.float32)
-        probability = match_probability(p, noise.estimate, counts=counts).astype(np.float32)
+        # A pair that looks like the worst ones is a mismatch for certain: the local rate is relative to the density of
+        # the p-values there, also where ``noise`` is an estimate by something else than p-values, and lower.
+        by_p = noise_rate(p, counts=counts, null_pairs=1).estimate
+        probability = match_probability(p, max(noise.estimate, by_p), counts=counts).astype(np.float32)
         return cls(noise, p, counts, q, probability)
 
     @property

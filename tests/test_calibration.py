@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import false_discovery_control, norm
 
-from noisyclean.calibration import match_probability, noise_rate, p_values, q_values
+from noisyclean.calibration import (
+    Calibration,
+    NoiseRate,
+    close_noise,
+    least,
+    match_probability,
+    noise_rate,
+    p_values,
+    q_values,
+)
 
 few_values = st.integers(-8, 8).map(float)  # so that ties are common
 probabilities = st.one_of(st.floats(1e-6, 1.0), st.sampled_from([0.01, 0.05, 0.5, 1.0]))
@@ -182,3 +191,65 @@ class TestMatchProbability:
 
     def test_no_pairs(self) -> None:
         assert match_probability([], 0.5).shape == (0,)
+
+
+class TestCounts:
+    """A table of the different p-values says what all the pairs say."""
+
+    @given(st.lists(st.tuples(probabilities, st.integers(1, 5)), min_size=1, max_size=30), rates)
+    def test_as_if_each_pair_were_there(self, table: list[tuple[float, int]], noise: float) -> None:
+        p, counts = np.array([one for one, _ in table]), np.array([count for _, count in table])
+        pairs = np.repeat(p, counts)
+        first = np.cumsum(counts) - counts
+        assert noise_rate(p, counts=counts, null_pairs=50) == noise_rate(pairs, null_pairs=50)
+        np.testing.assert_allclose(q_values(p, noise, counts=counts), q_values(pairs, noise)[first], rtol=1e-12)
+        np.testing.assert_allclose(
+            match_probability(p, noise, counts=counts), match_probability(pairs, noise)[first], atol=1e-12
+        )
+
+    def test_what_is_looked_up_is_what_is_computed(self) -> None:
+        _, _, p = simulate_scores(3000, 0.4, seed=0)
+        pairs = p.astype(np.float32)
+        noise = noise_rate(pairs, null_pairs=4000)
+        found = Calibration.of(*np.unique(pairs, return_counts=True), noise)
+        at = found.places(pairs)
+        np.testing.assert_allclose(found.q_value[at], q_values(pairs, noise.estimate), rtol=1e-6)
+        np.testing.assert_allclose(found.match_probability[at], match_probability(pairs, noise.estimate), atol=1e-6)
+        assert found.pairs == 3000
+
+    def test_the_worst_pairs_are_mismatches_whatever_else_says_of_the_rate(self) -> None:
+        """The rate may be known to be lower than the p-values say; the pairs of the largest ones stay noisy."""
+        _, _, p = simulate_scores(20_000, 0.4, seed=0)
+        pairs = p.astype(np.float32)
+        found = Calibration.of(*np.unique(pairs, return_counts=True), NoiseRate(0.3, 0.29, 0.31))
+        assert found.match_probability[found.places(pairs[pairs > 0.9])].max() < 0.1
+
+
+class TestCloseNoise:
+    @pytest.mark.parametrize(("random_share", "close_share"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.3), (0.2, 0.2)])
+    def test_mixtures(self, random_share: float, close_share: float) -> None:
+        """True pairs score about 12, near misses 6, random pairs 0."""
+        covered = []
+        for seed in range(50):
+            draw = np.random.default_rng(seed)
+            kind = draw.random(4000)
+            random, close = kind < random_share, kind > 1 - close_share
+            score = draw.normal(size=4000) + np.where(random, 0, np.where(close, 6, 12))
+            low_share = float(np.mean(score < 6))
+            share = float(random.mean())
+            rate = NoiseRate(share, share - 0.01, share + 0.01)
+            found = close_noise(low_share, rate, random_low_share=1.0, pairs=4000)
+            assert found.low <= found.estimate <= found.high
+            covered.append(found.low <= close.mean() <= found.high)
+            assert found.estimate == pytest.approx(close_share, abs=0.08)
+        assert np.mean(covered) >= 0.9
+
+    def test_no_more_than_is_left(self) -> None:
+        rate = NoiseRate(0.4, 0.35, 0.45)
+        assert close_noise(1.0, rate, 1.0, pairs=1000) == NoiseRate(0.6, 0.6, 0.6)
+        assert close_noise(0.1, rate, 1.0, pairs=1000) == NoiseRate(0.0, 0.0, 0.0)
+
+
+def test_least() -> None:
+    small, large = NoiseRate(0.2, 0.1, 0.5), NoiseRate(0.3, 0.25, 0.35)
+    assert least(large, small) == small

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import noisyclean
-from noisyclean.encoders import CONFIG_FILE, WEIGHTS_FILE, DualEncoder, create_encoder, load_encoder
+from noisyclean.encoders import CONFIG_FILE, WEIGHTS_FILE, DualEncoder, EncoderEnsemble, create_encoder, load_encoder
 from noisyclean.errors import UsageError
 
 CONFIGS = sorted(path.stem for path in (Path(noisyclean.__file__).parent / "encoder_configs").glob("*.json"))
@@ -240,3 +240,23 @@ class TestErrors:
         (tmp_path / CONFIG_FILE).write_bytes((saved / CONFIG_FILE).read_bytes())
         with pytest.raises(UsageError, match="cannot load the weights"):
             load_encoder(str(tmp_path))
+
+
+def test_an_ensemble_is_one_encoder_with_the_mean_of_the_logits() -> None:
+    encoders = []
+    for seed, temperature in enumerate((0.01, 0.05, 0.3)):
+        torch.manual_seed(seed)
+        encoders.append(create_encoder("pico", temperature=temperature))
+    pictures = [picture(seed=seed) for seed in range(5)]
+    together = EncoderEnsemble.of(encoders)
+    pixels = torch.from_numpy(np.stack([together.preprocessor.pixels(one) for one in pictures]))
+    tokens = together.preprocessor.tokens(CAPTIONS)
+    with together.inference():
+        image, text = together.encode(pixels, tokens)
+        alone = [(*one.encode(pixels, tokens), one.temperature) for one in encoders]
+    for side in (image, text):
+        torch.testing.assert_close(side.norm(dim=1), torch.ones(5))
+    logits = torch.stack([one @ other.T / temperature for one, other, temperature in alone]).mean(dim=0)
+    torch.testing.assert_close(image @ text.T / together.temperature, logits, rtol=1e-4, atol=1e-4)
+    assert together.fingerprint() != EncoderEnsemble.of(encoders[:2]).fingerprint()
+    assert EncoderEnsemble.of(encoders[:1]) is encoders[0]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from noisyclean.cli.options import AsJson, Device
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T", int, float)
 
@@ -69,8 +73,7 @@ def detection(
             progress=progress,
         )
     if as_json:
-        summary = tables.summary.astype(object)
-        print_json(summary.where(summary.notna(), None).to_dict("records"))
+        print_json(_records(tables.summary))
         return
     console.out.print(escape(tables.markdown.read_text(encoding="utf-8")))
     for path in (tables.markdown, tables.parquet, *tables.figures):
@@ -85,20 +88,22 @@ def embeddings(
     seeds: Annotated[str, typer.Option(help="Seeds, or how many (`3` is `0,1,2`).")] = "10",
     as_json: AsJson = False,
 ) -> None:
-    """Training-free scores on precomputed embeddings.
+    """Training-free scores, and our estimate and split, on embeddings of true pairs.
 
     \b
     Examples:
       noisyclean bench embeddings coco500.npz
+      noisyclean bench embeddings coco500.npz --noise 0,0.3,1 --seeds 3 --json
     """
-    from noisyclean.cli.console import console, print_json
+    from noisyclean.cli.console import console, print_json, progress_bar
     from noisyclean.evaluation.embedding_bench import bench_embeddings, embeddings_markdown
 
-    table = bench_embeddings(file, rates=_numbers(noise, "--noise", float), seeds=_seeds(seeds))
+    with progress_bar() as progress:
+        found = bench_embeddings(file, rates=_numbers(noise, "--noise", float), seeds=_seeds(seeds), progress=progress)
     if as_json:
-        print_json(table.to_dict("records"))
+        print_json({name: _records(table) for name, table in found._asdict().items()})
         return
-    console.out.print(embeddings_markdown(table), markup=False)
+    console.out.print(embeddings_markdown(found), markup=False)
 
 
 def retrieval(
@@ -132,6 +137,12 @@ def retrieval(
             f"text → image {_percentages(one.text_to_image)}, rSum {one.rsum:.1f}",
             markup=False,
         )
+
+
+def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """The rows as JSON has them: null for what is missing."""
+    table = table.astype(object)
+    return table.where(table.notna(), None).to_dict("records")
 
 
 def _percentages(values: tuple[float, ...]) -> str:

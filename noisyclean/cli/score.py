@@ -60,6 +60,14 @@ def score(
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The OUT folder to write.")] = Path("noisyclean-out"),
     fdr: Annotated[float, typer.Option(min=0, max=1, help="Mismatch rate asked of the clean part.")] = 0.05,
+    rematch: Annotated[
+        bool,
+        typer.Option(
+            "--rematch",
+            help="Name for each noisy pair the caption of the bank that suits its picture best, and the picture "
+            "that suits its caption best.",
+        ),
+    ] = False,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -83,7 +91,7 @@ def score(
       noisyclean score
       noisyclean score shards/ -m ViT-B-32/laion2b_s34b_b79k -o scored --fdr 0.01
       noisyclean score shards/ -m ViT-B-32/laion2b_s34b_b79k -o scored --save-embeddings embedded
-      noisyclean score --embeddings embedded -o scored-again
+      noisyclean score --embeddings embedded -o scored-again --rematch
       noisyclean score --embeddings 'metadata/*.npz' --temperature 0.01 -o scored
     """
     from dataclasses import asdict
@@ -101,6 +109,7 @@ def score(
             save_embeddings=save_embeddings,
             out=out,
             fdr=fdr,
+            rematch=rematch,
             batch_size=batch_size,
             workers=workers,
             device=device,

@@ -32,15 +32,18 @@ def print_summary(summary: Summary, out: Path) -> None:
     console.out.print(
         f"Estimated mismatch rate: [bold]{summary.estimated_noise:.1%}[/] (95 % interval {low:.1%} to {high:.1%})"
     )
-    if summary.near_miss_noise is not None and summary.near_miss_interval is not None:
-        low, high = summary.near_miss_interval
+    readable = summary.pairs - summary.unreadable
+    if readable and high >= 1:
         console.out.print(
-            f"No better than a near miss: {summary.near_miss_noise:.1%} ({low:.1%} to {high:.1%})"
-            + (
-                ""
-                if summary.near_miss_pass_rate is None
-                else f"; {summary.near_miss_pass_rate:.1%} of near misses pass"
-            )
+            "[bold]The pairs do not stand out from random pairings[/]: either the model cannot tell true pairs from "
+            "mismatched ones, or all of them are mismatched"
+        )
+    if summary.close_noise is not None and summary.close_interval is not None:
+        low, high = summary.close_interval
+        passing = summary.near_miss_pass_rate
+        console.out.print(
+            f"Mismatched but close: about {summary.close_noise:.1%} ({low:.1%} to {high:.1%})"
+            + ("" if passing is None else f"; of such near misses {passing:.0%} pass as clean")
         )
     if summary.in_sample_noise is not None:
         _print_memorisation(summary)
@@ -48,6 +51,8 @@ def print_summary(summary: Summary, out: Path) -> None:
         console.out.print(f"Mismatch rate asked of the clean part: {summary.target_fdr:.1%}")
     else:
         console.out.print(f"Expected mismatch rate of the clean part: {summary.expected_clean_noise:.1%}")
+    if readable and not summary.clean:
+        console.out.print(f"[bold]The clean part is empty[/]: {_remedy(summary)}")
     reasons = list(summary.reasons.items())
     console.out.print("Reasons: " + escape("; ".join(f"{count:,} {reason}" for reason, count in reasons[:_LISTED])))
     if len(reasons) > _LISTED:
@@ -58,6 +63,15 @@ def print_summary(summary: Summary, out: Path) -> None:
         console.out.print(f"Scored in {summary.seconds:,.1f} s, {summary.pairs_per_second:,.0f} pairs/s")
     console.out.print(escape(f"Manifest: {out / MANIFEST}"))
     console.out.print(escape(f"Summary:  {out / SUMMARY_FILE}"))
+
+
+def _remedy(summary: Summary) -> str:
+    if summary.target_fdr is None:
+        return "give `noisyclean split` a larger --keep or an easier --min-score"
+    return (
+        f"no pair is sure enough at {summary.target_fdr:.1%}; ask for less with a larger --fdr, take the best with "
+        "`noisyclean split --keep 0.1`, or score with a better model"
+    )
 
 
 def _print_memorisation(summary: Summary) -> None:

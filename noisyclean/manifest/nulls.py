@@ -36,10 +36,12 @@ class Nulls:
     Attributes:
         similarity_median: (folds,) of the random mismatches of each fold.
         near_miss_p: p-values of all near misses, under the random mismatches.
+        below_near_misses: share of the random mismatches that score lower than half of the near misses of their fold.
     """
 
     similarity_median: NDArray[np.float32]
     near_miss_p: NDArray[np.float32]
+    below_near_misses: float
 
 
 def write_nulls(out: Path, table: pa.Table) -> None:
@@ -60,8 +62,11 @@ def read_nulls(out: Path) -> Nulls:
         raise UsageError(
             f"{path}: missing or broken; repeat the `noisyclean score` command to write it anew"
         ) from error
-    kind, fold = table["kind"].to_numpy(zero_copy_only=False), table["fold"].to_numpy()
-    similarity = table["similarity"].to_numpy()
-    random = kind == RANDOM
-    medians = [np.median(similarity[random & (fold == k)]) for k in range(int(fold.max(initial=-1)) + 1)]
-    return Nulls(np.array(medians, np.float32), table["p_value"].to_numpy()[kind == NEAR_MISS])
+    folds = table.to_pandas().groupby("fold")
+    medians, near, below = [], [], []
+    for _, known in folds:
+        random, close = (known[known["kind"] == kind] for kind in (RANDOM, NEAR_MISS))
+        medians.append(random["similarity"].median())
+        near.append(close["p_value"].to_numpy())
+        below.append((random["match_score"] < close["match_score"].median()).mean())
+    return Nulls(np.array(medians, np.float32), np.concatenate(near), float(np.mean(below)))

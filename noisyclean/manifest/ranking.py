@@ -39,6 +39,7 @@ class PairTable:
         self._by = rule.by if rule.keep is not None and rule.by not in _AS_THE_RANK else None
         self._scratch = tempfile.TemporaryDirectory(prefix=".sorting-", dir=scratch, ignore_cleanup_errors=True)
         self._db = duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": self._scratch.name})
+        self._db.execute("set enable_progress_bar = false")  # it would write to stdout
         self._db.execute("create table pairs (id bigint, p float, score float, entropy float, other float)")
         self.pairs = 0
 

@@ -41,7 +41,7 @@ class Manifest:
         path = self.out / SUMMARY_FILE
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            for name in ("noise_interval", "near_miss_interval", "in_sample_interval"):  # JSON has no tuples
+            for name in ("noise_interval", "close_interval", "in_sample_interval"):  # JSON has no tuples
                 values[name] = None if values[name] is None else tuple(values[name])
             return Summary(**values)
         except (OSError, ValueError, TypeError, KeyError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 
 CLEAN, NOISY, UNCERTAIN, UNREADABLE = "clean", "noisy", "uncertain", "unreadable"
 SPLITS = (CLEAN, NOISY, UNCERTAIN, UNREADABLE)
@@ -30,7 +30,18 @@ _SCORES = [pa.field(name, pa.float32()) for name in MEASURED]
 _JUDGE = [pa.field("fold", pa.int32()), pa.field("in_sample", pa.bool_())]
 """Which model scored the pair, and whether it has trained on it."""
 
-PART_SCHEMA = pa.schema([*_SAMPLE, *_JUDGE, *_SCORES, pa.field("fault", pa.string())])
+_REMATCH = [
+    pa.field("bank_place", pa.int32()),
+    pa.field("best_text_place", pa.int32()),
+    pa.field("best_text_similarity", pa.float32()),
+    pa.field("best_image_place", pa.int32()),
+    pa.field("best_image_similarity", pa.float32()),
+]
+REMATCH = tuple(one.name for one in _REMATCH)
+"""What ``score --rematch`` finds out: where in the bank of its fold a pair itself lies, and where the text lies that
+its image is most similar to, and the image that its text is. Without ``--rematch`` all are null."""
+
+PART_SCHEMA = pa.schema([*_SAMPLE, *_JUDGE, *_SCORES, *_REMATCH, pa.field("fault", pa.string())])
 """``scores/<shard>.parquet``: what was measured. ``fault`` is why a sample is unreadable; its scores are null."""
 
 MANIFEST_SCHEMA = pa.schema(
@@ -41,10 +52,15 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("q_value", pa.float32()),
         pa.field("match_probability", pa.float32()),
         pa.field("rank", pa.int64()),
+        pa.field("best_text_key", pa.string()),
+        pa.field("best_text_similarity", pa.float32()),
+        pa.field("best_image_key", pa.string()),
+        pa.field("best_image_similarity", pa.float32()),
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""``manifest/split=…/<shard>.parquet``: what was concluded. ``split`` itself is the folder, as hive layouts have it."""
+"""``manifest/split=…/<shard>.parquet``: what was concluded. ``split`` itself is the folder, as hive layouts have it.
+The ``best_…`` columns are those of :mod:`noisyclean.manifest.rematch`."""
 
 HIGHER_IS_BETTER = {
     "similarity": True,

@@ -20,13 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from noisyclean.calibration import STOREY_LAMBDA, NoiseRate, least, noise_rate_of_tail
+from noisyclean.calibration import STOREY_LAMBDA, NoiseRate, close_noise, least, noise_rate_of_tail
 from noisyclean.corpus.parallel import default_workers
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.files import write_json, write_parquet
 from noisyclean.manifest.nulls import Nulls, read_nulls
 from noisyclean.manifest.parts import list_parts, part_path, read_part, read_part_info
 from noisyclean.manifest.ranking import PairTable
+from noisyclean.manifest.rematch import BankNames
 from noisyclean.manifest.rules import DEFAULT_FDR, Decision, SplitRule
 from noisyclean.manifest.schema import CLEAN, MANIFEST_SCHEMA, MEASURED, NOISY, SPLITS, UNCERTAIN, UNREADABLE
 from noisyclean.progress import SILENT, Progress
@@ -48,9 +49,8 @@ class Summary:
         pairs: all samples, readable or not.
         clean, noisy, uncertain, unreadable: how many in each split.
         estimated_noise: share of the readable pairs that are random mismatches, with its 95 % ``noise_interval``.
-        near_miss_noise: share of them that are no better than a caption that is like the right one: an upper bound for
-            mismatches of either kind, with its ``near_miss_interval``. None where too few pairs look true to make near
-            misses of them.
+        close_noise: about the share of them that are mismatched, but close: as a caption that is like the right one is.
+            With its ``close_interval``; None where too few pairs look true to make near misses of them.
         near_miss_pass_rate: share of such near misses that would be in ``clean``.
         in_sample: pairs that the model which scored them has trained on. ``estimated_noise`` is of the others.
         in_sample_noise: what the estimate would be of these, with its ``in_sample_interval``: as far as it is lower,
@@ -71,8 +71,8 @@ class Summary:
     unreadable: int
     estimated_noise: float
     noise_interval: tuple[float, float]
-    near_miss_noise: float | None
-    near_miss_interval: tuple[float, float] | None
+    close_noise: float | None
+    close_interval: tuple[float, float] | None
     near_miss_pass_rate: float | None
     in_sample: int
     in_sample_noise: float | None
@@ -113,6 +113,7 @@ def split(
     shards = list_parts(out)
     damage = _check_parts(out, run, shards)
     nulls = read_nulls(out)
+    bank = BankNames.read(out, shards, progress) if run.get("rematch") else BankNames.none()
 
     building = out / f".{MANIFEST}.tmp"
     shutil.rmtree(building, ignore_errors=True)
@@ -122,14 +123,14 @@ def split(
         # Pairs that a model has trained on say nothing of how many it would take for mismatches.
         noise = (scan.unseen if scan.unseen.pairs else scan.in_sample).noise_rate(run["null_pairs"])
         decision = table.decide(noise)
-        written = _write_manifest(out, building, shards, scan, table.ranks(), decision, progress)
+        written = _write_manifest(out, building, shards, scan, table.ranks(), decision, bank, progress)
     if sum(written.sizes.values()) != scan.samples:
         total = scan.samples
         raise NoisycleanError(f"{out}: {total:,} samples were scored but {sum(written.sizes.values()):,} rows came out")
     shutil.rmtree(out / MANIFEST, ignore_errors=True)
     building.rename(out / MANIFEST)
 
-    near = _near_misses(scan, nulls, run["null_pairs"])
+    close = _close_noise(scan, noise, nulls)
     trained = scan.in_sample.noise_rate(run["null_pairs"]) if scan.in_sample.pairs else None
     seconds = run.get("seconds")
     summary = Summary(
@@ -137,8 +138,8 @@ def split(
         **{name: written.sizes[name] for name in SPLITS},
         estimated_noise=noise.estimate,
         noise_interval=(noise.low, noise.high),
-        near_miss_noise=None if near is None else near.estimate,
-        near_miss_interval=None if near is None else (near.low, near.high),
+        close_noise=None if close is None else close.estimate,
+        close_interval=None if close is None else (close.low, close.high),
         near_miss_pass_rate=_near_miss_pass_rate(decision, nulls),
         in_sample=scan.in_sample.pairs,
         in_sample_noise=None if trained is None else trained.estimate,
@@ -267,10 +268,11 @@ def _scan(out: Path, shards: Sequence[str], table: PairTable, nulls: Nulls, prog
     return scan
 
 
-def _near_misses(scan: _Scan, nulls: Nulls, null_pairs: int) -> NoiseRate | None:
+def _close_noise(scan: _Scan, random: NoiseRate, nulls: Nulls) -> NoiseRate | None:
     if not len(nulls.near_miss_p):
         return None
-    return noise_rate_of_tail(scan.below_near_misses, pairs=sum(scan.readable), null_pairs=null_pairs)
+    pairs = sum(scan.readable)
+    return close_noise(scan.below_near_misses / max(pairs, 1), random, nulls.below_near_misses, pairs=pairs)
 
 
 def _near_miss_pass_rate(decision: Decision, nulls: Nulls) -> float | None:
@@ -302,6 +304,7 @@ def _write_manifest(
     scan: _Scan,
     ranks: Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]],
     decision: Decision,
+    bank: BankNames,
     progress: Progress,
 ) -> _Written:
     total = _Written(Counter(), Counter())
@@ -312,7 +315,7 @@ def _write_manifest(
         ThreadPoolExecutor(workers) as pool,  # Arrow and zstd work outside Python's lock
     ):
         for shard, (rank, kept) in zip(shards, _by_shard(ranks, scan.readable), strict=True):
-            pending.append(pool.submit(_write_shard, out, building, shard, rank, kept, decision))
+            pending.append(pool.submit(_write_shard, out, building, shard, rank, kept, decision, bank))
             if len(pending) > 2 * workers:
                 total.add(pending.popleft().result())
                 task.advance()
@@ -336,20 +339,28 @@ def _by_shard(
 
 
 def _write_shard(
-    out: Path, building: Path, shard: str, rank: NDArray[np.int64], kept: NDArray[np.bool_], decision: Decision
+    out: Path,
+    building: Path,
+    shard: str,
+    rank: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    decision: Decision,
+    bank: BankNames,
 ) -> _Written:
     """Write the rows of one shard, a file for each split that has any."""
     table = read_part(out, shard)
     fault = table["fault"]
-    readable = table.filter(fault.is_null()).drop_columns("fault")
+    readable = table.filter(fault.is_null())
     verdict = decision.judge({name: readable[name].to_numpy() for name in MEASURED}, rank, kept)
     reasons = pa.array([why for _, why in verdict.reasons]).take(pa.array(verdict.code))
+    readable = bank.suggest(readable, verdict.is_in(NOISY))
     readable = _with_conclusions(readable, verdict.q_value, verdict.match_probability, rank, reasons)
     rows = {name: readable.filter(pa.array(verdict.is_in(name))) for name in (CLEAN, NOISY, UNCERTAIN)}
 
     unreadable = table.filter(fault.is_valid())
     nothing = [pa.nulls(unreadable.num_rows)] * 3
-    rows[UNREADABLE] = _with_conclusions(unreadable.drop_columns("fault"), *nothing, unreadable["fault"])
+    unreadable = bank.suggest(unreadable, np.zeros(unreadable.num_rows, np.bool_))
+    rows[UNREADABLE] = _with_conclusions(unreadable, *nothing, unreadable["fault"])
 
     written = _Written(Counter(), Counter())
     for name, part in rows.items():
@@ -358,7 +369,8 @@ def _write_shard(
         written.sizes[name] = part.num_rows
         for why in part["reason"].value_counts().to_pylist():
             written.reasons[why["values"]] += why["counts"]
-        write_parquet(building / f"split={name}" / f"{_plain(shard)}.parquet", part.cast(MANIFEST_SCHEMA))
+        part = part.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
+        write_parquet(building / f"split={name}" / f"{_plain(shard)}.parquet", part)
     clean = verdict.is_in(CLEAN)
     written.clean_noise = float((1 - verdict.match_probability[clean].astype(np.float64)).sum())
     return written

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,8 +30,9 @@ from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.manifest.nulls import NEAR_MISS, RANDOM
 from noisyclean.progress import SILENT, Progress
 from noisyclean.srem import NullScores, PairStatistics, bank_statistics, near_miss_scores, null_scores
+from noisyclean.srem.bank import Partners, statistics_and_partners
 
-BANK_FORMAT = "1"
+BANK_FORMAT = "2"
 NULL_SCORES = 2**17
 """Known mismatches in the null: enough for p-values down to 1e-5."""
 MIN_BANK = 16
@@ -50,6 +51,8 @@ class ReferenceBank:
         image, text: (M, d) float32 unit-norm embeddings.
         temperature: τ of the encoder.
         null: (n,) float32 match scores of known mismatches, ascending.
+        pairs: (M,) int64 hashes of (shard, key), which tell the bank's pairs from others with their captions; (0,)
+            where they need not be told, as in training.
     """
 
     ids: NDArray[np.int64]
@@ -57,9 +60,17 @@ class ReferenceBank:
     text: Tensor
     temperature: float
     null: NDArray[np.float32]
+    pairs: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
-    def build(cls, ids: NDArray[np.int64], image: Tensor, text: Tensor, temperature: float) -> ReferenceBank:
+    def build(
+        cls,
+        ids: NDArray[np.int64],
+        image: Tensor,
+        text: Tensor,
+        temperature: float,
+        pairs: NDArray[np.int64] | None = None,
+    ) -> ReferenceBank:
         """Order the pairs by caption hash, so that equal pairs make equal banks, and measure the null.
 
         Raises:
@@ -70,7 +81,8 @@ class ReferenceBank:
         order = np.argsort(ids)
         image, text = image[torch.from_numpy(order)], text[torch.from_numpy(order)]
         null = null_scores(image, text, temperature, _shifts(len(ids))).match_score.sort().values
-        return cls(ids[order], image, text, temperature, null.cpu().numpy())
+        names = np.zeros(0, np.int64) if pairs is None else pairs[order]
+        return cls(ids[order], image, text, temperature, null.cpu().numpy(), names)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,9 +94,33 @@ class ReferenceBank:
             image, text: (B, d) unit-norm embeddings.
             ids: (B,) int64 caption hashes.
         """
-        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        own = torch.from_numpy(np.where(self.ids[at] == ids, at, -1)).to(image.device)
+        own = torch.from_numpy(self._own(ids)).to(image.device)
         return bank_statistics(image, text, self.image, self.text, self.temperature, own)
+
+    def score_and_rematch(self, image: Tensor, text: Tensor, ids: NDArray[np.int64]) -> tuple[PairStatistics, Partners]:
+        """As :meth:`score`, with the places of the bank pairs that suit each pair best, what is masked out aside."""
+        own = torch.from_numpy(self._own(ids)).to(image.device)
+        return statistics_and_partners(image, text, self.image, self.text, self.temperature, own)
+
+    def places_of(self, ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where B pairs lie in the bank.
+
+        The captions are asked too: shards that were packed anew may hold other pairs under the old names.
+
+        Args:
+            ids: (B,) int64 caption hashes.
+            pairs: (B,) int64 hashes of (shard, key).
+
+        Returns:
+            (B,) int64 places; −1 for a pair that is not in the bank.
+        """
+        own = self._own(ids)
+        return np.where((own >= 0) & (self.pairs[own] == pairs), own, -1)
+
+    def _own(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) caption hashes → (B,) places of the bank pairs with the same captions, −1 where there is none."""
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[at] == ids, at, -1)
 
     def p_values(self, match_score: NDArray[np.float32]) -> NDArray[np.float64]:
         """(B,) match scores → (B,) p-values under this bank's null."""
@@ -130,12 +166,12 @@ class ReferenceBank:
 
     def to(self, device: torch.device | str) -> ReferenceBank:
         """The bank with its embeddings on ``device``."""
-        return ReferenceBank(self.ids, self.image.to(device), self.text.to(device), self.temperature, self.null)
+        return replace(self, image=self.image.to(device), text=self.text.to(device))
 
     def fingerprint(self) -> str:
-        """A digest of the bank: equal fingerprints score equal embeddings equally."""
+        """A digest of the bank: equal fingerprints score equal embeddings equally, and name the same pairs."""
         digest = hashlib.blake2b(repr(self.temperature).encode(), digest_size=16)
-        for array in (self.ids, self.image.cpu().numpy(), self.text.cpu().numpy(), self.null):
+        for array in (self.ids, self.image.cpu().numpy(), self.text.cpu().numpy(), self.null, self.pairs):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -146,6 +182,7 @@ class ReferenceBank:
             "image": self.image.cpu().contiguous(),
             "text": self.text.cpu().contiguous(),
             "null": torch.from_numpy(self.null),
+            "pairs": torch.from_numpy(self.pairs),
         }
         about = {
             "format": BANK_FORMAT,
@@ -162,11 +199,13 @@ class ReferenceBank:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UsageError: not such a file, or it belongs to another encoder.
+            UsageError: not such a file, of another version, or it belongs to another encoder.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
+                if about["format"] != BANK_FORMAT:
+                    raise UsageError(f"{path}: a bank by another version of noisyclean; make it anew")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             bank = cls(
                 tensors["ids"].numpy(),
@@ -174,12 +213,13 @@ class ReferenceBank:
                 tensors["text"],
                 float(about["temperature"]),
                 tensors["null"].numpy(),
+                tensors["pairs"].numpy(),
             )
-            intact = about["format"] == BANK_FORMAT and about["bank"] == bank.fingerprint()
+            intact = about["bank"] == bank.fingerprint()
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UsageError(f"{path}: not a reference bank that noisyclean wrote ({error})") from error
         if not intact:
-            raise UsageError(f"{path}: changed since it was written, or by another version; make it anew")
+            raise UsageError(f"{path}: changed since it was written; make it anew")
         if about.get("encoder") != encoder:
             raise UsageError(f"{path}: this bank belongs to another encoder; fit again, or restore the pair of files")
         return bank
@@ -292,4 +332,5 @@ def build_bank(
     drawn = draw_bank_rows(source.index, candidates, size)
     with progress.task("embedding the reference bank", len(drawn), "pairs") as task:
         rows, image, text = embed(encoder, source, drawn, on_batch=task.advance)
-    return ReferenceBank.build(source.index.caption[rows], image, text, encoder.temperature.item())
+    index = source.index
+    return ReferenceBank.build(index.caption[rows], image, text, encoder.temperature.item(), index.pair[rows])

@@ -75,6 +75,7 @@ def score(
     save_embeddings: str | Path | None = None,
     out: Path | str = DEFAULT_OUT,
     fdr: float = DEFAULT_FDR,
+    rematch: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
     device: str | None = None,
@@ -98,6 +99,8 @@ def score(
             its own fold's model, and embeddings by two models cannot be compared.
         out: the OUT folder.
         fdr: the mismatch rate asked of the clean part.
+        rematch: whether noisy pairs get suggestions: which caption of the bank suits their picture best, and which
+            picture of it their caption.
         batch_size: pairs in a pass, at least ``MIN_BATCH``; the scores do not depend on it. None: ``DEFAULT_BATCH``,
             or ``EMBEDDED_BATCH`` for ``embeddings``.
         workers: decoding processes; None: as many as there are cores.
@@ -128,6 +131,7 @@ def score(
         "null_pairs": sum(len(one.bank) for one in job.scorer.models),
         "shards": [shard.name for shard in job.shards],
         "paths": absolute_paths(job.shards),
+        "rematch": rematch,
         "device": str(place),
         "version": noisyclean.__version__,
     }
@@ -142,7 +146,10 @@ def score(
     ]
     if len(todo) < len(job.shards):
         progress.say(f"{len(job.shards) - len(todo):,} of {len(job.shards):,} shards are scored already")
-    scored = _score_shards(job, about["scorer"], todo, out, batch_size or job.batch_size, saving, progress)
+    stream = ScoringStream(
+        job.scorer, batch_size or job.batch_size, keep_embeddings=saving is not None, rematch=rematch
+    )
+    scored = _score_shards(job, stream, about["scorer"], todo, out, saving, progress)
     if scored:
         about["seconds"] = round(seconds_before + time.perf_counter() - started, 2)
         write_json(out / OUT_FILE, about)
@@ -263,7 +270,11 @@ def _embedded_job(
         index = _sample(found, partial(index_embeddings, progress=progress))
         rows, image, text = take_embeddings(index, draw_bank_rows(index, np.flatnonzero(index.usable), BANK_SIZE))
         return ReferenceBank.build(
-            index.caption[rows], torch.from_numpy(image).to(place), torch.from_numpy(text).to(place), temperature
+            index.caption[rows],
+            torch.from_numpy(image).to(place),
+            torch.from_numpy(text).to(place),
+            temperature,
+            index.pair[rows],
         )
 
     bank = _bank(out, encoder.fingerprint(), draw).to(place)
@@ -311,16 +322,15 @@ class _Saving:
 
 def _score_shards(
     job: _Job,
+    stream: ScoringStream,
     fingerprint: str,
     shards: Sequence[Shard],
     out: Path,
-    batch_size: int,
     saving: _Saving | None,
     progress: Progress,
 ) -> int:
     """Score and write the given shards; returns how many samples there were. ``fingerprint`` is the scorer's."""
     states = {shard.name: job.state(shard) for shard in shards}
-    stream = ScoringStream(job.scorer, batch_size, keep_embeddings=saving is not None)
     written = 0
 
     def write(finished: Iterable[ScoredShard]) -> int:
@@ -363,6 +373,10 @@ def _claim(out: Path, about: dict[str, Any]) -> float:
         before = read_out(out)
         if before["scorer"] != about["scorer"]:
             raise _by_another_model(out)
+        if before.get("rematch", False) != about["rematch"]:
+            remedy = "leave it out too" if about["rematch"] else "give it again"
+            said = "without" if about["rematch"] else "with"
+            raise UsageError(f"{out}: scored {said} --rematch; {remedy}, or give another folder with -o")
         seconds = before.get("seconds") or 0.0
     elif list_parts(out):
         raise UsageError(f"{out}: holds scores of unknown origin (no {OUT_FILE}); give another folder with -o")

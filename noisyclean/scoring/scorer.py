@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyclean.corpus.embeddings import EmbeddedChunk
-from noisyclean.corpus.identity import caption_id
+from noisyclean.corpus.identity import caption_id, pair_id
 from noisyclean.corpus.shards import Sample
 from noisyclean.corpus.stream import Chunk
-from noisyclean.manifest.schema import MEASURED, PART_SCHEMA, STATISTICS
+from noisyclean.manifest.schema import MEASURED, PART_SCHEMA, REMATCH, STATISTICS
 from noisyclean.scoring.folds import FoldMap
 from noisyclean.scoring.reference import ReferenceBank
 
 _FROM_SAMPLE = ("key", "index", "uid", "url", "caption", "width", "height", "fault")
+_FOUND = (*MEASURED, *REMATCH)
 
 
 class Encoder(Protocol):
@@ -142,9 +143,12 @@ class ScoringStream:
         samples: how many came in so far.
     """
 
-    def __init__(self, scorer: Scorer, width: int, *, keep_embeddings: bool = False) -> None:
+    def __init__(self, scorer: Scorer, width: int, *, keep_embeddings: bool = False, rematch: bool = False) -> None:
+        """``rematch``: whether the best partners of each pair are looked for, or else their columns are null."""
         self._scorer = scorer
-        self._queues = [_Queue(model, fold, width, keep_embeddings) for fold, model in enumerate(scorer.models)]
+        self._queues = [
+            _Queue(model, fold, width, keep_embeddings, rematch) for fold, model in enumerate(scorer.models)
+        ]
         self._open: dict[str, _ShardRows] = {}
         self.samples = 0
 
@@ -154,20 +158,23 @@ class ScoringStream:
         shard.read = chunk.last
         before = shard.count
         if isinstance(chunk, EmbeddedChunk):
-            readable = shard.append(chunk.rows)
+            rows = chunk.rows
             ids, image, text = chunk.ids, torch.from_numpy(chunk.image), torch.from_numpy(chunk.text)
         else:
-            readable = shard.append(_sample_rows(chunk.samples))
+            rows = _sample_rows(chunk.samples)
             ids = np.array([caption_id(sample.caption or "") for sample in chunk.readable()], np.int64)
             image, text = chunk.pixels, chunk.tokens
             shard.damage = chunk.damage
+        readable = shard.append(rows)
+        keys = rows["key"].filter(rows["fault"].is_null()).to_pylist()
+        pairs = np.array([pair_id(chunk.shard, key) for key in keys], np.int64)
         self.samples += shard.count - before
         folds = self._scorer.fold_of(ids)
         shard.judges.append((readable, folds, self._scorer.is_in_sample(ids)))
         for queue in self._queues:
             (at,) = np.nonzero(folds == queue.fold)
             if len(at):
-                queue.add(_Waiting(shard, readable[at], ids[at], image[at], text[at]))
+                queue.add(_Waiting(shard, readable[at], ids[at], pairs[at], image[at], text[at]))
         yield from self._complete()
 
     def finish(self) -> Iterator[ScoredShard]:
@@ -219,7 +226,7 @@ class _ShardRows:
         in_sample = np.zeros(self.count, np.bool_)
         for at, folds, trained_on in self.judges:
             fold[at], in_sample[at] = folds, trained_on
-        scores = np.full((self.count, len(MEASURED)), np.nan, np.float32)
+        scores = np.full((self.count, len(_FOUND)), np.nan)
         for one in self.found:
             scores[one.at] = one.scores
         rows = pa.concat_tables(self.rows)
@@ -228,8 +235,8 @@ class _ShardRows:
         columns["shard"] = pa.repeat(self.shard, self.count)
         columns["fold"] = pa.array(fold, PART_SCHEMA.field("fold").type, mask=unreadable)
         columns["in_sample"] = pa.array(in_sample, mask=unreadable)
-        for i, name in enumerate(MEASURED):
-            columns[name] = pa.array(scores[:, i], PART_SCHEMA.field(name).type, mask=np.isnan(scores[:, i]))
+        for i, name in enumerate(_FOUND):
+            columns[name] = pa.array(scores[:, i], mask=np.isnan(scores[:, i])).cast(PART_SCHEMA.field(name).type)
         table = pa.table([columns[name] for name in PART_SCHEMA.names], schema=PART_SCHEMA)
         return ScoredShard(self.shard, table, self.damage, self._embeddings())
 
@@ -246,25 +253,30 @@ class _ShardRows:
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found of some pairs of a shard."""
+    """What was found of some pairs of a shard; ``scores`` are the columns ``_FOUND``, NaN where there is nothing."""
 
     at: NDArray[np.int64]
-    scores: NDArray[np.float32]
+    scores: NDArray[np.float64]  # which holds both float32 and places exactly
     embeddings: tuple[NDArray[np.float16], NDArray[np.float16]] | None
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Pairs of one shard that wait for one model; ``image`` and ``text`` are what its encoder takes."""
+    """Pairs of one shard that wait for one model.
+
+    ``ids`` are hashes of captions, ``pairs`` of (shard, key); ``image`` and ``text`` are what the encoder takes.
+    """
 
     shard: _ShardRows
     at: NDArray[np.int64]
     ids: NDArray[np.int64]
+    pairs: NDArray[np.int64]
     image: Tensor
     text: Tensor
 
     def part(self, where: slice) -> _Waiting:
-        return _Waiting(self.shard, self.at[where], self.ids[where], self.image[where], self.text[where])
+        at, ids, pairs = self.at[where], self.ids[where], self.pairs[where]
+        return _Waiting(self.shard, at, ids, pairs, self.image[where], self.text[where])
 
 
 @dataclass
@@ -273,6 +285,7 @@ class _Queue:
     fold: int
     width: int
     keep_embeddings: bool
+    rematch: bool
     waiting: list[_Waiting] = field(default_factory=list)
     count: int = 0
 
@@ -296,6 +309,7 @@ class _Queue:
             torch.cat([one.image for one in self.waiting]),
             torch.cat([one.text for one in self.waiting]),
             np.concatenate([one.ids for one in self.waiting]),
+            np.concatenate([one.pairs for one in self.waiting]),
         )
         # Converted once for the pass: what waits may be of many shards.
         halves = (_half(image), _half(text)) if self.keep_embeddings else None
@@ -309,18 +323,26 @@ class _Queue:
         self.waiting, self.count = [], 0
 
     def _forward(
-        self, image: Tensor, text: Tensor, ids: NDArray[np.int64]
-    ) -> tuple[Tensor, Tensor, NDArray[np.float32]]:
+        self, image: Tensor, text: Tensor, ids: NDArray[np.int64], pairs: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
         """The embeddings and scores of a pass, padded to ``width`` with its last pair."""
         missing = self.width - len(ids)
         encoder, bank = self.model.encoder, self.model.bank
+        rematched = np.full((len(ids), len(REMATCH)), np.nan)
         with encoder.inference():
             image, text = encoder.encode(_padded(image, missing), _padded(text, missing))
-            found = bank.score(image, text, np.concatenate([ids, np.repeat(ids[-1:], missing)]))
+            padded = image, text, np.concatenate([ids, np.repeat(ids[-1:], missing)])
+            if self.rematch:
+                found, partners = bank.score_and_rematch(*padded)
+                place = bank.places_of(ids, pairs)
+                rematched[:, 0] = np.where(place >= 0, place, np.nan)
+                rematched[:, 1:] = np.column_stack([one[: len(ids)].cpu().numpy() for one in partners])
+            else:
+                found = bank.score(*padded)
             columns = torch.stack([getattr(found, name) for name in STATISTICS], dim=1)[: len(ids)].cpu().numpy()
         score = columns[:, STATISTICS.index("match_score")]
-        p = np.column_stack([bank.p_values(score), bank.near_miss_p_values(score)]).astype(np.float32)
-        return image, text, np.column_stack([columns, p])
+        p = np.column_stack([bank.p_values(score), bank.near_miss_p_values(score)])
+        return image, text, np.column_stack([columns, p, rematched])
 
 
 def _padded(batch: Tensor, missing: int) -> Tensor:

@@ -7,7 +7,8 @@ j < M is bank pair j and class M the pair itself.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,19 @@ class PairStatistics(NamedTuple):
     """log p + log r at the pair's own class, ≤ 0; see :func:`noisyclean.srem.match_score`."""
     swapped_entropy: Tensor
     """H_s over all the classes, ≥ 0; see :func:`noisyclean.srem.swapped_cross_entropy`."""
+
+
+class Partners(NamedTuple):
+    """The bank pairs that suit each of B pairs best. *Ours*."""
+
+    text: Tensor
+    """int64 ``[B]``, the bank pair whose text is most similar to the pair's image."""
+    text_similarity: Tensor
+    """float ``[B]``, of that text and the image, in [−1, 1]; −∞ where all the bank is masked out."""
+    image: Tensor
+    """int64 ``[B]``, the bank pair whose image is most similar to the pair's text."""
+    image_similarity: Tensor
+    """float ``[B]``, of that image and the text, likewise."""
 
 
 @torch.no_grad()
@@ -65,14 +79,30 @@ def bank_statistics(
         ValueError: ``image``, ``text`` and ``own`` do not hold as many pairs, or the bank's two sides do not.
         IndexError: an index in ``own`` is beyond the bank.
     """
-    if not len(image) == len(text) == len(own):
-        raise ValueError(f"as many images, texts and bank indices are needed: {len(image)}, {len(text)}, {len(own)}")
-    _require_paired_bank(bank_image, bank_text)
-    chunks = [
-        _chunk_statistics(*pairs, bank_image, bank_text, temperature)
-        for pairs in zip(torch.split(image, chunk), torch.split(text, chunk), torch.split(own, chunk), strict=True)
-    ]
-    return PairStatistics(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+    chunks = _candidates(image, text, bank_image, bank_text, temperature, own, chunk)
+    return _joined([_statistics(one, temperature) for one in chunks])
+
+
+@torch.no_grad()
+def statistics_and_partners(
+    image: Tensor,
+    text: Tensor,
+    bank_image: Tensor,
+    bank_text: Tensor,
+    temperature: Tensor | float,
+    own: Tensor,
+    *,
+    chunk: int = 1024,
+) -> tuple[PairStatistics, Partners]:
+    """Score B pairs as :func:`bank_statistics`, which says what is given, and find their best partners in the bank.
+
+    The similarities are taken from the logits that the statistics need anyway, without the pair's own index.
+    """
+    statistics, partners = [], []
+    for one in _candidates(image, text, bank_image, bank_text, temperature, own, chunk):
+        statistics.append(_statistics(one, temperature))
+        partners.append(_partners(one, temperature))
+    return _joined(statistics), _joined(partners)
 
 
 class NullScores(NamedTuple):
@@ -180,25 +210,51 @@ class _Mismatches:
         return NullScores(similarity, 2 * own - self._row_lse[image] - self._column_lse[text])
 
 
-def _joined(parts: list[NullScores]) -> NullScores:
-    return NullScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+_Columns = TypeVar("_Columns", PairStatistics, Partners, NullScores)
 
 
-def _chunk_statistics(
+def _joined(parts: list[_Columns]) -> _Columns:
+    return type(parts[0])(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+class _Candidates(NamedTuple):
+    """Of a chunk of B pairs: their similarities ``[B]``, and both ways the logits of all M + 1 classes."""
+
+    similarity: Tensor
+    image_logits: Tensor
+    text_logits: Tensor
+
+
+def _candidates(
     image: Tensor,
     text: Tensor,
-    own: Tensor,
     bank_image: Tensor,
     bank_text: Tensor,
     temperature: Tensor | float,
-) -> PairStatistics:
-    similarity = (image * text).sum(dim=1)
-    in_bank = (own >= 0).nonzero().squeeze(1)
-    image_logits = torch.cat([image / temperature @ bank_text.T, similarity[:, None] / temperature], dim=1)
-    text_logits = torch.cat([text / temperature @ bank_image.T, similarity[:, None] / temperature], dim=1)
-    for logits in (image_logits, text_logits):
-        logits[:, :-1][in_bank, own[in_bank]] = -torch.inf
-    log_p, log_r = image_logits.log_softmax(dim=1), text_logits.log_softmax(dim=1)
+    own: Tensor,
+    chunk: int,
+) -> Iterator[_Candidates]:
+    if not len(image) == len(text) == len(own):
+        raise ValueError(f"as many images, texts and bank indices are needed: {len(image)}, {len(text)}, {len(own)}")
+    _require_paired_bank(bank_image, bank_text)
+    for v, t, at in zip(torch.split(image, chunk), torch.split(text, chunk), torch.split(own, chunk), strict=True):
+        similarity = (v * t).sum(dim=1)
+        in_bank = (at >= 0).nonzero().squeeze(1)
+        image_logits = torch.cat([v / temperature @ bank_text.T, similarity[:, None] / temperature], dim=1)
+        text_logits = torch.cat([t / temperature @ bank_image.T, similarity[:, None] / temperature], dim=1)
+        for logits in (image_logits, text_logits):
+            logits[:, :-1][in_bank, at[in_bank]] = -torch.inf
+        yield _Candidates(similarity, image_logits, text_logits)
+
+
+def _partners(candidates: _Candidates, temperature: Tensor | float) -> Partners:
+    text, image = candidates.image_logits[:, :-1].max(dim=1), candidates.text_logits[:, :-1].max(dim=1)
+    return Partners(text.indices, text.values * temperature, image.indices, image.values * temperature)
+
+
+def _statistics(candidates: _Candidates, temperature: Tensor | float) -> PairStatistics:
+    similarity = candidates.similarity
+    log_p, log_r = candidates.image_logits.log_softmax(dim=1), candidates.text_logits.log_softmax(dim=1)
     # As log p = s/τ − logsumexp, the energy −τ·logsumexp is τ·log p − s without another pass over the bank. The other
     # way round, log p = (s + E)/τ would round away what tells the surest pairs, p ≈ 1, from one another.
     energy_image = temperature * log_p[:, -1] - similarity

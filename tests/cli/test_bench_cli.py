@@ -151,18 +151,25 @@ class TestEmbeddings:
     def test_table_and_json(self, pairs: Path, run: Run) -> None:
         expected = bench_embeddings(pairs, rates=[0.25], seeds=[0, 1])
         found = json.loads(run("embeddings", pairs, "--noise", "0.25", "--seeds", "2", "--json"))
-        assert pd.DataFrame(found).equals(expected)
+        assert pd.DataFrame(found["scores"]).equals(expected.scores)
+        assert pd.DataFrame(found["splits"]).equals(expected.splits)
+        assert set(expected.scores["protocol"]) <= set(PROTOCOLS)
         table = run("embeddings", pairs, "--noise", "0.25", "--seeds", "2")
         assert "random, AUROC, 2 seeds" in table
         assert all(f"| {method} |" in table for method in METHODS)
-        assert set(expected["protocol"]) <= set(PROTOCOLS)
+        assert "near, estimate and clean part in %, 2 seeds" in table
+
+    def test_what_is_not_defined_is_null(self, pairs: Path, run: Run) -> None:
+        found = json.loads(run("embeddings", pairs, "--noise", "0", "--seeds", "1", "--json"))
+        assert {one["auroc"] for one in found["scores"]} == {None}
+        assert {one["planted_noise"] for one in found["splits"]} == {0}
 
     @pytest.mark.parametrize(
         ("words", "message"),
         [
             ("missing.npz", "missing.npz: no such file"),
             ("odd.npz", "odd.npz: not an npz file"),
-            ("pairs.npz --noise 1", "lies between 0 and 1"),
+            ("pairs.npz --noise 1.5", "lies between 0 and 1"),
             ("pairs.npz --noise x", "--noise x: give numbers"),
             ("pairs.npz --seeds 0", "--seeds 0: give at least one"),
             ("pairs.npz --seeds=-1,0", "a seed is 0 or more"),
@@ -225,7 +232,7 @@ class TestRetrieval:
         tiny = ["encoder.name=pico", "optimiser.epochs=1", "objective.name=infonce", "data.workers=0"]
         nc.fit(tmp_path / "corpus", out=tmp_path / "run", overrides=tiny)
         found = json.loads(run("retrieval", home / "shards", "-m", tmp_path / "run", "--json"))
-        models, _ = load_run(tmp_path / "run")
+        models = load_run(tmp_path / "run").models
         assert len(found) == 2
         for one, model in zip(found, models, strict=True):
             self.check(one, retrieval(*self.embedded(model.encoder, home / "shards")))

@@ -22,7 +22,7 @@ from scipy.stats import false_discovery_control
 
 from noisyclean.errors import UsageError
 from noisyclean.manifest.parts import PartInfo, part_path, read_part, write_part
-from noisyclean.manifest.schema import SPLITS, STATISTICS
+from noisyclean.manifest.schema import MANIFEST_SCHEMA, SPLITS, STATISTICS
 from noisyclean.manifest.splitting import split
 
 SIZES = {"00000": 900, "00001": 0, "shard=2/00002": 600, "00003": 3}
@@ -53,6 +53,10 @@ COLUMNS = {
     "q_value": "float",
     "match_probability": "float",
     "rank": "int64",
+    "best_text_key": "string",
+    "best_text_similarity": "float",
+    "best_image_key": "string",
+    "best_image_similarity": "float",
     "reason": "string",
     "split": "string",
 }
@@ -103,13 +107,14 @@ class TestRows:
         summary = split(out)
         rows = read(out)
         measured = pa.concat_tables([read_part(out, shard) for shard in sorted(SIZES)]).to_pandas()
-        shared = [name for name in measured if name != "fault"]
+        shared = [name for name in measured if name in MANIFEST_SCHEMA.names]
         pd.testing.assert_frame_equal(rows[shared], measured[shared], check_dtype=False)
         assert rows.groupby("shard").size().to_dict() == NOT_EMPTY
         assert summary.pairs == sum(SIZES.values()) == len(rows)
         assert {name: getattr(summary, name) for name in SPLITS} == Counter(rows["split"])
         assert min(Counter(rows["split"]).values()) > 0
         assert summary.reasons == Counter(rows["reason"])
+        assert rows[[name for name in rows if name.startswith("best_")]].isna().all(axis=None)  # of --rematch alone
 
     def test_unreadable_rows(self, out: Path) -> None:
         split(out)
@@ -303,7 +308,7 @@ class TestFiles:
     def test_summary_file_is_the_summary(self, out: Path) -> None:
         summary = split(out)
         values = json.loads((out / "summary.json").read_text())
-        for name in ("noise_interval", "near_miss_interval"):
+        for name in ("noise_interval", "close_interval"):
             assert tuple(values.pop(name)) == getattr(summary, name)
         assert values == {name: getattr(summary, name) for name in values}
         assert set(values) > {"pairs", *SPLITS, "estimated_noise", "target_fdr", "reasons", "seconds"}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from noisyclean.calibration import noise_rate_of_tail
@@ -36,7 +37,7 @@ def make_bank(size: int = 40) -> ReferenceBank:
     """Pairs that match, so that a pair is the strongest rival of its own double."""
     ids = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, size)
     image = unit(size, 1)
-    return ReferenceBank.build(ids, image, normalize(image + unit(size, 2) / 4, dim=1), 0.05)
+    return ReferenceBank.build(ids, image, normalize(image + unit(size, 2) / 4, dim=1), 0.05, ids ^ 1)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ class TestBank:
     def test_order_of_the_pairs_does_not_matter(self) -> None:
         bank = make_bank()
         order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))
-        again = ReferenceBank.build(bank.ids[order], bank.image[order], bank.text[order], 0.05)
+        again = ReferenceBank.build(bank.ids[order], bank.image[order], bank.text[order], 0.05, bank.pairs[order])
         assert again.fingerprint() == bank.fingerprint()
         np.testing.assert_array_equal(again.null, bank.null)
 
@@ -102,8 +103,16 @@ class TestBank:
             replace(bank, text=bank.image),
             replace(bank, ids=bank.ids + 1),
             replace(bank, null=bank.null - 1),
+            replace(bank, pairs=bank.pairs + 1),
         ]
-        assert len({bank.fingerprint(), *(one.fingerprint() for one in changed)}) == 6
+        assert len({bank.fingerprint(), *(one.fingerprint() for one in changed)}) == 7
+
+    def test_pairs_of_the_bank_are_told_by_caption_and_name(self) -> None:
+        """Not one with its caption, nor another one under its name, as where shards were packed anew."""
+        bank = make_bank()
+        ids = np.array([bank.ids[5], bank.ids[5], bank.ids[6] ^ 1, bank.ids[39]])
+        pairs = np.array([bank.pairs[5], bank.pairs[6], bank.pairs[6], bank.pairs[39]])
+        assert bank.places_of(ids, pairs).tolist() == [5, -1, -1, 39]
 
 
 class TestFiles:
@@ -113,6 +122,7 @@ class TestFiles:
         again = ReferenceBank.load(tmp_path / "bank.safetensors", encoder="abc")
         assert again.fingerprint() == bank.fingerprint()
         assert again.temperature == bank.temperature
+        np.testing.assert_array_equal(again.pairs, bank.pairs)
         assert [path.name for path in tmp_path.iterdir()] == ["bank.safetensors"]
 
     def test_bank_of_another_encoder_is_refused(self, tmp_path: Path) -> None:
@@ -131,6 +141,12 @@ class TestFiles:
     def test_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="not a reference bank"):
             ReferenceBank.load(tmp_path / "bank.safetensors", encoder="abc")
+
+    def test_file_of_another_version_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "bank.safetensors"
+        save_file({"ids": torch.zeros(1)}, path, metadata={"format": "1"})
+        with pytest.raises(UsageError, match=r"bank\.safetensors: a bank by another version of noisyclean"):
+            ReferenceBank.load(path, encoder="abc")
 
     def test_model_round_trip(self, tmp_path: Path, fold_models: list[ReferenceModel]) -> None:
         fold_models[0].save(tmp_path)
@@ -184,7 +200,10 @@ class TestDrawing:
         bank = build_bank(encoder, source, usable, 1000)
         assert len(usable) - 10 < len(bank) < len(usable)  # some cannot be decoded
         assert bank.temperature == pytest.approx(0.05)
-        assert set(bank.ids) < set(faulty_index.caption[usable])
+        rows = usable[np.isin(faulty_index.pair[usable], bank.pairs)]
+        by_caption = rows[np.argsort(faulty_index.caption[rows])]
+        np.testing.assert_array_equal(bank.ids, faulty_index.caption[by_caption])
+        np.testing.assert_array_equal(bank.pairs, faulty_index.pair[by_caption])
         again = build_bank(encoder, MemorySource(source), usable[::-1].copy(), 1000)
         np.testing.assert_array_equal(again.ids, bank.ids)
         torch.testing.assert_close(again.image, bank.image, atol=1e-6, rtol=0)

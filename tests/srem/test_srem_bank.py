@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from noisyclean.srem import PairStatistics, bank_statistics, match_score, near_miss_scores, null_scores, pair_logits
+from noisyclean.srem.bank import statistics_and_partners
 
 WIDTH = 6
 
@@ -81,6 +82,36 @@ def test_statistics_equal_the_reference(
         for i, t, index in zip(image, text, own, strict=True)
     ]
     np.testing.assert_allclose(stack(statistics), np.reshape(expected, (size, 6)), rtol=1e-9, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    size=st.integers(0, 6),
+    bank_size=st.integers(2, 9),
+    seed=st.integers(0, 2**16),
+    chunk=st.integers(1, 7),
+    data=st.data(),
+)
+def test_partners_equal_the_reference(size: int, bank_size: int, seed: int, chunk: int, data: st.DataObject) -> None:
+    image, text = embeddings(size, seed)
+    bank_image, bank_text = embeddings(bank_size, seed + 1)
+    own = data.draw(st.lists(st.integers(-1, bank_size - 1), min_size=size, max_size=size))
+    pairs = image, text, bank_image, bank_text, 0.05, torch.tensor(own, dtype=torch.int64)
+    statistics, partners = statistics_and_partners(*pairs, chunk=chunk)
+    torch.testing.assert_close(stack(statistics), stack(bank_statistics(*pairs)), rtol=1e-12, atol=1e-12)
+    for i, index in enumerate(own):
+        rivals = [j for j in range(bank_size) if j != index]
+        best_text = max(rivals, key=lambda j: float(image[i] @ bank_text[j]))
+        best_image = max(rivals, key=lambda j: float(text[i] @ bank_image[j]))
+        assert (partners.text[i], partners.image[i]) == (best_text, best_image)
+        assert partners.text_similarity[i].item() == pytest.approx(float(image[i] @ bank_text[best_text]), rel=1e-12)
+        assert partners.image_similarity[i].item() == pytest.approx(float(text[i] @ bank_image[best_image]), rel=1e-12)
+
+
+def test_a_pair_alone_in_the_bank_has_no_partner() -> None:
+    image, text = embeddings(1, seed=0)
+    _, partners = statistics_and_partners(image, text, image, text, 0.05, torch.tensor([0]))
+    assert partners.text_similarity.item() == partners.image_similarity.item() == -math.inf
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
