@@ -248,7 +248,7 @@ class TestFiles:
             ("optimiser: {epoch: 3}", "unknown key optimiser.epoch; did you mean optimiser.epochs?"),
             ("seeds: 3", "unknown key seeds; did you mean seed?"),
             ("1: 2", "1"),
-            ("folds: 1", "folds: input should be greater than or equal to 2"),
+            ("folds: 0", "folds: input should be greater than or equal to 1"),
             ("seed: !!python/object/apply:os.getcwd []", "not valid YAML"),
             (b"\xff\xfe\x00", "cannot read the recipe|not valid YAML"),
         ],

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from noisyclean.corpus.identity import caption_id, image_id, pair_id
 from noisyclean.corpus.index import CorpusIndex
 from noisyclean.corpus.locate import Shard
-from noisyclean.errors import UsageError
+from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.files import replacing, write_parquet
 from noisyclean.progress import SILENT, Progress
 
@@ -197,7 +197,12 @@ def take_embeddings(
 
     Returns:
         The rows in ascending order, and (R, d) float32 unit-norm embeddings of images and texts.
+
+    Raises:
+        NoisycleanError: no rows are wanted.
     """
+    if not len(rows):
+        raise NoisycleanError(f"{index.shards[0].path}: not a single pair of embeddings can be used")
     wanted = np.zeros(len(index), np.bool_)
     wanted[rows] = True
     images, texts = [], []

@@ -38,6 +38,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from noisyclean.errors import UsageError
 from noisyclean.files import replacing
+from noisyclean.manifest.exporting.tables import harmless
 from noisyclean.manifest.reading import Manifest
 from noisyclean.manifest.schema import CLEAN, NOISY, UNCERTAIN
 from noisyclean.manifest.splitting import DEFAULT_OUT, MANIFEST
@@ -194,6 +195,8 @@ def draw_sample(
     rows = rows.astype({"matched": "boolean"})
     with replacing(sample) as temporary:
         if sample.suffix == ".csv":
+            for name in ("caption", "url"):
+                rows[name] = harmless(pa.array(rows[name], pa.string(), from_pandas=True)).to_pandas()
             rows.to_csv(temporary, index=False)
         else:
             rows.to_parquet(temporary, index=False)

@@ -68,5 +68,6 @@ def read_nulls(out: Path) -> Nulls:
         random, close = (known[known["kind"] == kind] for kind in (RANDOM, NEAR_MISS))
         medians.append(random["similarity"].median())
         near.append(close["p_value"].to_numpy())
-        below.append((random["match_score"] < close["match_score"].median()).mean())
-    return Nulls(np.array(medians, np.float32), np.concatenate(near), float(np.mean(below)))
+        if len(close):
+            below.append((random["match_score"] < close["match_score"].median()).mean())
+    return Nulls(np.array(medians, np.float32), np.concatenate(near), float(np.mean(below)) if below else 0.0)

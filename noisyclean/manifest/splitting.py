@@ -11,13 +11,12 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from noisyclean.calibration import STOREY_LAMBDA, NoiseRate, close_noise, least, noise_rate_of_tail
@@ -122,7 +121,8 @@ def split(
         scan = _scan(out, shards, table, nulls, progress)
         # Pairs that a model has trained on say nothing of how many it would take for mismatches.
         noise = (scan.unseen if scan.unseen.pairs else scan.in_sample).noise_rate(run["null_pairs"])
-        decision = table.decide(noise)
+        # A hold-out of few pairs tells the rate of all badly: the split goes by the upper end of what it may be.
+        decision = table.decide(replace(noise, estimate=noise.high) if scan.in_sample.pairs else noise)
         written = _write_manifest(out, building, shards, scan, table.ranks(), decision, bank, progress)
     if sum(written.sizes.values()) != scan.samples:
         total = scan.samples
@@ -209,13 +209,15 @@ class _Scan:
         readable: of each shard, how many of its samples can be read.
         samples: how many there are in all.
         unseen, in_sample: the readable pairs that the model which scored them has not, or has, trained on.
-        below_near_misses: pairs that score lower than half of the near misses.
+        compared_with_near_misses: pairs of folds that have near misses.
+        below_near_misses: of these, the pairs that score lower than half of the near misses.
     """
 
     readable: list[int] = field(default_factory=list)
     samples: int = 0
     unseen: _Tally = field(default_factory=_Tally)
     in_sample: _Tally = field(default_factory=_Tally)
+    compared_with_near_misses: int = 0
     below_near_misses: int = 0
 
 
@@ -259,7 +261,9 @@ def _scan(out: Path, shards: Sequence[str], table: PairTable, nulls: Nulls, prog
             trained = part["in_sample"].to_numpy()
             scan.in_sample.add(low_score[trained], low_similarity[trained])
             scan.unseen.add(low_score[~trained], low_similarity[~trained])
-            scan.below_near_misses += pc.sum(pc.greater(part["near_miss_p_value"], STOREY_LAMBDA)).as_py() or 0
+            near = part["near_miss_p_value"].drop_null().to_numpy()
+            scan.compared_with_near_misses += len(near)
+            scan.below_near_misses += int((near > STOREY_LAMBDA).sum())
             waiting.append(part)
             if sum(one.num_rows for one in waiting) >= _READ_AT_ONCE:
                 hand_on()
@@ -269,10 +273,10 @@ def _scan(out: Path, shards: Sequence[str], table: PairTable, nulls: Nulls, prog
 
 
 def _close_noise(scan: _Scan, random: NoiseRate, nulls: Nulls) -> NoiseRate | None:
-    if not len(nulls.near_miss_p):
+    pairs = scan.compared_with_near_misses
+    if not pairs:
         return None
-    pairs = sum(scan.readable)
-    return close_noise(scan.below_near_misses / max(pairs, 1), random, nulls.below_near_misses, pairs=pairs)
+    return close_noise(scan.below_near_misses / pairs, random, nulls.below_near_misses, pairs=pairs)
 
 
 def _near_miss_pass_rate(decision: Decision, nulls: Nulls) -> float | None:
@@ -384,4 +388,4 @@ def _with_conclusions(table: pa.Table, *conclusions: Any) -> pa.Table:
 
 def _plain(shard: str) -> str:
     # A folder called lang=en would be taken for one more column of the hive layout.
-    return shard.replace("=", "%3D")
+    return shard.replace("%", "%25").replace("=", "%3D")

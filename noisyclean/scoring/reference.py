@@ -78,6 +78,8 @@ class ReferenceBank:
         """
         if len(ids) < MIN_BANK:
             raise NoisycleanError(f"{len(ids)} readable pairs for a reference bank; at least {MIN_BANK} are needed")
+        if not (image.isfinite().all() and text.isfinite().all()):
+            raise NoisycleanError("embeddings of the reference bank are not finite: the model's weights are broken")
         order = np.argsort(ids)
         image, text = image[torch.from_numpy(order)], text[torch.from_numpy(order)]
         null = null_scores(image, text, temperature, _shifts(len(ids))).match_score.sort().values

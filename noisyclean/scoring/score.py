@@ -144,6 +144,8 @@ def score(
         for shard in job.shards
         if shard.name not in saved or not _is_done(out, shard.name, about["scorer"], job.state(shard))
     ]
+    if embeddings is not None:
+        _refuse_changed(out, todo, about["scorer"])
     if len(todo) < len(job.shards):
         progress.say(f"{len(job.shards) - len(todo):,} of {len(job.shards):,} shards are scored already")
     stream = ScoringStream(
@@ -209,7 +211,7 @@ def _decoded_job(
     sample = cache(lambda: _sample(found, partial(index_corpus, workers=workers, progress=progress)))
     run = load_run(Path(model)) if fitted else None
     if run is not None and _was_fitted(found, Path(model), run, sample, progress):
-        scorer = Scorer([one.to(place) for one in run.models], run.folds)
+        scorer = Scorer([one.to(place) for one in run.models], run.folds, _fitted_shards(found, Path(model)))
         preprocessor = run.models[0].encoder.preprocessor
     else:
         encoders = [load_encoder(str(model))] if run is None else [one.encoder for one in run.models]
@@ -232,6 +234,12 @@ def _decoded_job(
     return _Job(found, scorer, str(model), DEFAULT_BATCH, chunks, shard_state)
 
 
+def _fitted_shards(shards: Sequence[Shard], directory: Path) -> set[str] | None:
+    """Which of these shards a RUN was fitted to, by where they lie; None: none lies there, so they have moved."""
+    paths = set(read_record(directory).shards)
+    return {one.name for one, path in zip(shards, absolute_paths(shards), strict=True) if path in paths} or None
+
+
 def _was_fitted(
     shards: Sequence[Shard], directory: Path, run: Run, sample: Callable[[], CorpusIndex], progress: Progress
 ) -> bool:
@@ -239,7 +247,7 @@ def _was_fitted(
 
     Shards may have been renamed, moved or packed anew since, so a sample of the pairs themselves is looked at.
     """
-    if set(absolute_paths(shards)) <= set(read_record(directory).shards):
+    if _fitted_shards(shards, directory):
         return True
     index = sample()
     share = known_share(run.sketch, index.caption[index.usable], index.image[index.usable])
@@ -354,6 +362,15 @@ def _score_shards(
     if written != len(shards):
         raise NoisycleanError(f"{out}: {len(shards) - written} shards were not finished; repeat the command")
     return stream.samples
+
+
+def _refuse_changed(out: Path, todo: Sequence[Shard], scorer: str) -> None:
+    """Of a changed file of embeddings nothing says whether the model that made it is still the bank's."""
+    for shard in todo:
+        if part_path(out, shard.name).is_file() and read_part_info(out, shard.name).scorer == scorer:
+            raise UsageError(
+                f"{shard.path}: changed since {out} was made, maybe by another model; give another folder with -o"
+            )
 
 
 def _is_done(out: Path, shard: str, scorer: str, state: str) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +24,7 @@ from noisyclean.scoring.folds import FoldMap
 from noisyclean.scoring.reference import ReferenceBank
 
 _FROM_SAMPLE = ("key", "index", "uid", "url", "caption", "width", "height", "fault")
+NOT_FINITE = "score is not finite"
 _FOUND = (*MEASURED, *REMATCH)
 
 
@@ -99,20 +101,28 @@ class ScoredShard:
 class Scorer:
     """The models of all folds; says which one scores a pair."""
 
-    def __init__(self, models: Sequence[Model], folds: FoldMap | None) -> None:
-        """``folds`` maps captions to models; None: there is only one model, which trained on none of the pairs."""
+    def __init__(self, models: Sequence[Model], folds: FoldMap | None, fitted: Collection[str] | None = None) -> None:
+        """What scores, and what it was fitted to.
+
+        Args:
+            folds: maps captions to models; None: there is only one model, which trained on none of the pairs.
+            fitted: names of the shards that were fitted; None: all are taken to be.
+        """
         if folds is None and len(models) != 1:
             raise ValueError("several models need a fold map")
         self.models = list(models)
         self.folds = folds
+        self._fitted = fitted
 
     def fold_of(self, captions: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N,) caption hashes → (N,) indices of models."""
         return np.zeros(len(captions), np.int64) if self.folds is None else self.folds.fold_of(captions)
 
-    def is_in_sample(self, captions: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(N,) caption hashes → (N,) whether the model that scores them has trained on them."""
-        return np.zeros(len(captions), np.bool_) if self.folds is None else self.folds.is_in_sample(captions)
+    def is_in_sample(self, captions: NDArray[np.int64], shard: str) -> NDArray[np.bool_]:
+        """(N,) caption hashes of pairs of a shard → (N,) whether the model that scores them has trained on them."""
+        if self.folds is None or (self._fitted is not None and shard not in self._fitted):
+            return np.zeros(len(captions), np.bool_)
+        return self.folds.is_in_sample(captions)
 
     def mismatches(self) -> pa.Table:
         """The known mismatches of all banks, as :data:`noisyclean.manifest.nulls.NULLS_SCHEMA` has them."""
@@ -170,7 +180,7 @@ class ScoringStream:
         pairs = np.array([pair_id(chunk.shard, key) for key in keys], np.int64)
         self.samples += shard.count - before
         folds = self._scorer.fold_of(ids)
-        shard.judges.append((readable, folds, self._scorer.is_in_sample(ids)))
+        shard.judges.append((readable, folds, self._scorer.is_in_sample(ids, chunk.shard)))
         for queue in self._queues:
             (at,) = np.nonzero(folds == queue.fold)
             if len(at):
@@ -230,8 +240,12 @@ class _ShardRows:
         for one in self.found:
             scores[one.at] = one.scores
         rows = pa.concat_tables(self.rows)
-        unreadable = rows["fault"].is_valid().to_numpy()
+        # An overflow in half precision, or broken weights: of such a pair nothing is known.
+        unknown = rows["fault"].is_null().to_numpy() & ~np.isfinite(scores[:, : len(STATISTICS)]).all(axis=1)
+        scores[unknown] = np.nan
         columns = {name: rows[name] for name in _FROM_SAMPLE}
+        columns["fault"] = pc.if_else(pa.array(unknown), NOT_FINITE, rows["fault"].combine_chunks())
+        unreadable = columns["fault"].is_valid().to_numpy(zero_copy_only=False)
         columns["shard"] = pa.repeat(self.shard, self.count)
         columns["fold"] = pa.array(fold, PART_SCHEMA.field("fold").type, mask=unreadable)
         columns["in_sample"] = pa.array(in_sample, mask=unreadable)

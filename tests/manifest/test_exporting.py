@@ -603,3 +603,26 @@ class TestCommand:
     def test_help_has_examples(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
         self.run(monkeypatch, "--help")
         assert "  noisyclean export --format shards -o clean/" in capfd.readouterr().out
+
+
+class TestOthersFiles:
+    """DIR is the export's, but for what someone else put there since."""
+
+    def test_a_repeated_export_leaves_what_is_not_its_own(self, out: Path, tmp_path: Path) -> None:
+        to = tmp_path / "to"
+        nc.export(out, to=to, format="shards")
+        mine = to / "mine"
+        mine.mkdir()
+        for name in ("val.tar", "val.parquet", "val_stats.json", "sizes.json"):
+            (mine / name).write_bytes(b"{}")
+        before = content(to)
+        nc.export(out, to=to, format="shards")
+        assert content(to) == before
+
+    def test_shards_that_are_read_are_not_written_over(self, out: Path, corpus: Path) -> None:
+        before = content(corpus)
+        (corpus / "export.json").write_text(json.dumps({"out": str(out.resolve()), "format": "shards"}))
+        with pytest.raises(UsageError, match="which is exported from"):
+            nc.export(out, to=corpus, format="shards", shard_size=2)
+        (corpus / "export.json").unlink()
+        assert content(corpus) == before

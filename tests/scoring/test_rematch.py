@@ -105,7 +105,8 @@ def check_suggestions(
     rivals = bank.ids != caption_id(row["caption"])
     for kind, vector, side in (("text", image, bank.text), ("image", text, bank.image)):
         place, similarity = best(vector, side.numpy(), rivals)
-        assert row[f"best_{kind}_key"] == names.get(place), row.name
+        found = row[f"best_{kind}_key"]
+        assert (None if pd.isna(found) else found) == names.get(place), row.name
         assert row[f"best_{kind}_similarity"] == pytest.approx(similarity, abs=1e-5)
 
 
@@ -114,7 +115,7 @@ class TestEmbedded:
         bank = ReferenceBank.load(out / "bank.safetensors", encoder="embeddings .npz 0.1")
         readable = [i for i in range(180) if i not in {10, 20}]
         names = names_in_bank(bank, ((NAME[i], CAPTION[i], IMAGE[i]) for i in readable))
-        assert len(names) == len(bank) == 178 - 7  # one pair of those that share a caption
+        assert len(names) == len(bank) == 178 - 6  # one pair of the seven that share a caption and can be read
         nc.split(out, fdr=ALL_NOISY)
         rows = read(out)
         assert (rows.loc[[NAME[i] for i in readable], "split"] == "noisy").all()

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers import Listener
+from torch import Tensor
 
 import noisyclean as nc
+from noisyclean.encoders import DualEncoder
 from noisyclean.errors import NoisycleanError
 from noisyclean.scoring.run import load_run
 
@@ -63,6 +66,14 @@ class TestFittedPairs:
         fitted = both[both["shard"].str.startswith("fitted")]
         np.testing.assert_allclose(fitted.loc[before.index, "match_score"], before["match_score"], atol=1e-5)
         assert not both["in_sample"].any()
+
+    def test_one_fitted_shard_among_many_is_enough(self, home: Path, tmp_path: Path) -> None:
+        """Told by where it lies: a sample of the pairs may miss it."""
+        spec = [*sorted((home / "fitted").glob("*.tar"))[:1], *sorted((home / "other").glob("*1.tar"))]
+        nc.score(spec, model=home / "run", out=tmp_path / "out", workers=0)
+        found, before = rows(tmp_path / "out"), rows(home / "scored")
+        fitted = found[found["shard"] == "00000"]
+        np.testing.assert_allclose(fitted["match_score"], before.loc[fitted.index, "match_score"], atol=1e-5)
 
 
 class TestNewPairs:
@@ -135,3 +146,27 @@ class TestOneFold:
     def test_its_reference_is_the_hold_out(self, noisy: Path, tmp_path: Path) -> None:
         with pytest.raises(NoisycleanError, match=r"0 pairs are held out, .* raise data.holdout"):
             nc.fit(noisy, out=tmp_path / "run", overrides=[*TINY, "folds=1", "optimiser.epochs=2", "data.holdout=0"])
+
+    def test_pairs_of_shards_that_were_not_fitted_are_not_in_sample(self, noisy: Path, tmp_path: Path) -> None:
+        first, second = sorted(noisy.glob("*.tar"))
+        tiny = [*TINY, "folds=1", "optimiser.epochs=2", "data.holdout=0.45"]
+        nc.fit(first, out=tmp_path / "run", overrides=tiny)
+        nc.score([first, second], model=tmp_path / "run", out=tmp_path / "out", workers=0)
+        found = rows(tmp_path / "out").groupby("shard")["in_sample"].mean()
+        assert 0.3 < found["00000"] < 0.8
+        assert found["00001"] == 0
+
+
+def test_a_score_that_is_not_finite_is_no_score(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an overflow in half precision: such a pair is not the best of all."""
+    encode = DualEncoder.encode
+
+    def overflowing(self: DualEncoder, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        image, text = encode(self, pixels, tokens)
+        image[::5] = torch.nan
+        return image, text
+
+    monkeypatch.setattr(DualEncoder, "encode", overflowing)
+    summary = nc.score(model=home / "run", out=tmp_path, workers=0)
+    assert 0.15 * summary.pairs < summary.reasons["score is not finite"] == summary.unreadable
+    assert rows(tmp_path)["match_score"].notna().all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, get_args
@@ -106,6 +106,7 @@ def export(
         raise UsageError("--weights: a DataComp subset has no place for weights; use --format keys")
     run = read_out(out)
     paths = _paths(out, run) if format == "shards" else {}
+    _refuse_own_source(to, paths.values())
     selection = Selection(out, splits, weights)
     _claim(to, {"out": str(out.resolve()), "format": format, "version": noisyclean.__version__}, dry_run)
     if format == "shards":
@@ -129,7 +130,16 @@ def _paths(out: Path, run: dict[str, Any]) -> dict[str, str]:
         raise UsageError(
             f"{out}: scored from embeddings, so there are no shards to copy; use --format keys or datacomp"
         )
+    if len(run["paths"]) != len(run["shards"]):
+        raise UsageError(f"{out}: its run.json is broken; repeat the `noisyclean score` command, to write it anew")
     return dict(zip(run["shards"], run["paths"], strict=True))
+
+
+def _refuse_own_source(to: Path, paths: Iterable[str]) -> None:
+    """What is read must not be written over."""
+    for path in paths:
+        if "://" not in path and Path(path).resolve().is_relative_to(to.resolve()):
+            raise UsageError(f"{to}: holds {path}, which is exported from; give another folder with -o")
 
 
 def _claim(to: Path, about: dict[str, Any], dry_run: bool) -> None:

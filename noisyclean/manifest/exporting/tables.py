@@ -51,14 +51,15 @@ def write_csv(file: BinaryIO, selection: Selection, task: Task) -> int:
         for table in selection.tables(*ROW_SCHEMA.names):
             for at, field in enumerate(table.schema):
                 if pa.types.is_string(field.type):
-                    table = table.set_column(at, field, _harmless(table[field.name]))
+                    table = table.set_column(at, field, harmless(table[field.name]))
             writer.write_table(table)
             rows += table.num_rows
             task.advance(table.num_rows)
     return rows
 
 
-def _harmless(text: pa.ChunkedArray) -> pa.ChunkedArray:
+def harmless(text: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Text that no spreadsheet takes for a formula, and no reader of lines for two."""
     plain = pc.replace_substring_regex(text, pattern=_CONTROL, replacement=" ")
     return pc.replace_substring_regex(plain, pattern=_FORMULA, replacement=r"'\1")
 

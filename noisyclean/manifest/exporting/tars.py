@@ -95,8 +95,8 @@ def write_tars(
     done: dict[str, TarStats] = {}
     kept = 0
     if not dry_run:
-        for sizes in to.rglob(SIZES_NAME):  # whoever finds one may take the folder for complete
-            sizes.unlink()
+        for folder in {to, *((to / f"{name}.tar").parent for name in _written(to))}:
+            (folder / SIZES_NAME).unlink(missing_ok=True)  # whoever finds one may take the folder for complete
     source = _Source()
     with progress.task("counting" if dry_run else "writing shards", selection.rows, "pairs") as task:
         for planned in _plan(selection, paths, shard_size):
@@ -117,8 +117,7 @@ def write_tars(
 
 def _tidy(to: Path, done: Mapping[str, TarStats]) -> None:
     """Remove what earlier calls wrote for tars that there are no more, and count the samples of the others."""
-    for path in sorted(to.rglob("*.tar")):
-        name = path.relative_to(to).as_posix().removesuffix(".tar")
+    for name in _written(to):
         if name not in done:
             for old in _files(to, name):
                 old.unlink(missing_ok=True)
@@ -173,6 +172,18 @@ def _cut(pieces: Iterator[tuple[Shard, pa.Table]], size: int) -> Iterator[list[t
         group.append((shard, table.slice(start)))
     if group:
         yield group
+
+
+def _written(to: Path) -> list[str]:
+    """The tars that earlier calls finished, known by their statistics: what else lies there is not ours."""
+    names = []
+    for record in to.rglob(f"*{STATS_SUFFIX}"):
+        try:
+            TarStats(**json.loads(record.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue
+        names.append(record.relative_to(to).as_posix().removesuffix(STATS_SUFFIX))
+    return names
 
 
 def _read_stats(to: Path, name: str, made_from: str) -> TarStats | None:
