@@ -106,9 +106,9 @@ def export(
         raise UsageError("--weights: a DataComp subset has no place for weights; use --format keys")
     run = read_out(out)
     paths = _paths(out, run) if format == "shards" else {}
-    _refuse_own_source(to, paths.values())
     selection = Selection(out, splits, weights)
     _claim(to, {"out": str(out.resolve()), "format": format, "version": noisyclean.__version__}, dry_run)
+    _refuse_own_source(to, paths.values())
     if format == "shards":
         tars = write_tars(selection, paths, to, shard_size=shard_size, dry_run=dry_run, progress=progress)
         status = Counter[str]()
