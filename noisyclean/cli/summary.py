@@ -42,8 +42,8 @@ def print_summary(summary: Summary, out: Path) -> None:
         low, high = summary.close_interval
         passing = summary.near_miss_pass_rate
         console.out.print(
-            f"Mismatched but close: about {summary.close_noise:.1%} ({low:.1%} to {high:.1%})"
-            + ("" if passing is None else f"; of such near misses {passing:.0%} pass as clean")
+            f"Like near misses: {summary.close_noise:.1%} ({low:.1%} to {high:.1%}), counting true pairs that look so"
+            + ("" if passing is None else f"; {passing:.0%} of near misses would pass as clean")
         )
     if summary.in_sample_noise is not None:
         _print_memorisation(summary)
