@@ -81,9 +81,10 @@ def _part(shard: str, random: np.random.Generator) -> pa.Table:
         "similarity": random.random(n) + matched,
         "p_value": p,
         "near_miss_p_value": random.random(n),
-        "fault": [None] * n,
     }
-    return pa.table([pa.array(columns[one.name]).cast(one.type, safe=False) for one in PART_SCHEMA], schema=PART_SCHEMA)
+    nothing = [None] * n
+    arrays = [pa.array(columns.get(one.name, nothing)).cast(one.type, safe=False) for one in PART_SCHEMA]
+    return pa.table(arrays, schema=PART_SCHEMA)
 
 
 def measure(out: Path, times: int) -> Iterator[dict[str, float]]:
