@@ -117,11 +117,6 @@ def close_noise(low_share: float, random: NoiseRate, random_low_share: float, *,
     return NoiseRate(*(min(max(one, 0.0), most) for one in (share, share - half, share + half)))
 
 
-def least(*bounds: NoiseRate) -> NoiseRate:
-    """The smallest of several upper bounds of one rate."""
-    return min(bounds, key=lambda one: one.estimate)
-
-
 def q_values(p: ArrayLike, noise: float, *, counts: ArrayLike | None = None) -> Float64:
     """The expected share of mismatches among all pairs whose p-value is at most this pair's.
 

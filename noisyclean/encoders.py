@@ -13,10 +13,10 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import open_clip
@@ -53,6 +53,16 @@ class Preprocessor:
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """Captions → (B, context) int64."""
         return cast(Tensor, self.tokenizer([caption[:_MAX_CAPTION_CHARACTERS] for caption in captions]))
+
+
+class Encoder(Protocol):
+    """What embeds the two sides of pairs, as :class:`DualEncoder` does, or hands on what is embedded."""
+
+    def inference(self) -> AbstractContextManager[None]: ...
+
+    def encode(self, image: Tensor, text: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+    def fingerprint(self) -> str: ...
 
 
 class DualEncoder:

@@ -1,4 +1,4 @@
-"""Writing files that are either whole or not there."""
+"""Writing files that are either whole or not there, and what a Parquet file says of itself."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from _typeshed import DataclassInstance
 
+Record = TypeVar("Record", bound="DataclassInstance")
+_PREFIX = "noisyclean."
 _REPEATING = frozenset({"shard", "split", "reason", "fault", "kind"})
 """Columns in which few values repeat. A dictionary of any other column costs twice the time and saves no space."""
 
@@ -41,3 +45,18 @@ def write_parquet(path: Path, table: pa.Table) -> None:
     with replacing(path) as temporary:
         repeating = [name for name in table.column_names if name in _REPEATING]
         pq.write_table(table, temporary, compression="zstd", use_dictionary=repeating)
+
+
+def with_record(table: pa.Table, record: DataclassInstance) -> pa.Table:
+    """The table with a dataclass of strings as its metadata."""
+    return table.replace_schema_metadata({f"{_PREFIX}{name}": value for name, value in asdict(record).items()})
+
+
+def read_record(metadata: dict[bytes, bytes] | None, kind: type[Record]) -> Record:
+    """The dataclass that :func:`with_record` left in a Parquet file's metadata.
+
+    Raises:
+        KeyError: it is not there, or not whole.
+    """
+    found = metadata or {}
+    return kind(**{one.name: found[f"{_PREFIX}{one.name}".encode()].decode() for one in fields(kind)})

@@ -16,9 +16,9 @@ from noisyclean.calibration import (
     Calibration,
     NoiseRate,
     close_noise,
-    least,
     match_probability,
     noise_rate,
+    noise_rate_of_tail,
     p_values,
     q_values,
 )
@@ -250,6 +250,11 @@ class TestCloseNoise:
         assert close_noise(0.1, rate, 1.0, pairs=1000) == NoiseRate(0.0, 0.0, 0.0)
 
 
-def test_least() -> None:
-    small, large = NoiseRate(0.2, 0.1, 0.5), NoiseRate(0.3, 0.25, 0.35)
-    assert least(large, small) == small
+@given(st.integers(1, 1000), st.integers(0, 1000), st.integers(0, 1000))
+def test_of_two_tails_the_smaller_one_is_the_smaller_rate(pairs: int, one: int, other: int) -> None:
+    tails = [min(one, pairs), min(other, pairs)]
+    rates = [noise_rate_of_tail(tail, pairs=pairs, null_pairs=50) for tail in tails]
+    found = noise_rate_of_tail(min(tails), pairs=pairs, null_pairs=50)
+    assert found.estimate == min(rate.estimate for rate in rates)
+    if rates[0].estimate != rates[1].estimate:  # both may be cut to 1
+        assert found == min(rates, key=lambda rate: rate.estimate)

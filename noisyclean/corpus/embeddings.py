@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -28,7 +28,7 @@ from noisyclean.corpus.identity import caption_id, image_id, pair_id
 from noisyclean.corpus.index import CorpusIndex
 from noisyclean.corpus.locate import Shard
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.files import replacing, write_parquet
+from noisyclean.files import read_record, replacing, with_record, write_parquet
 from noisyclean.progress import SILENT, Progress
 
 Vectors: TypeAlias = NDArray[np.floating[Any]]
@@ -44,6 +44,8 @@ VECTOR_NAMES: Final = (
     *ARRAY_NAMES,
 )
 """Names of the two columns of vectors in Parquet, the first pair found being taken."""
+SUFFIXES: Final = (".npz", ".parquet", ".npy")
+"""Of the files that hold embeddings."""
 LAYOUTS: Final = "an .npz or .parquet file, a folder or glob of them, or a clip-retrieval folder (img_emb/, text_emb/)"
 
 _CHUNK = 4096
@@ -51,7 +53,6 @@ _KEY_DIGITS = 9
 _KEYS = ("key", "uid", "image_path")
 _TEXTS = {"uid": ("uid",), "url": ("url",), "caption": ("caption", "text")}
 _COUNTS = {"width": ("width", "original_width"), "height": ("height", "original_height")}
-_PREFIX = "noisyclean."
 
 
 @dataclass(frozen=True)
@@ -228,8 +229,7 @@ def save_embeddings(
     """
     path = _saved(directory, shard)
     path.unlink(missing_ok=True)  # it comes last: its presence means that both are there, and belong together
-    metadata = {f"{_PREFIX}{name}": value for name, value in asdict(origin).items()}
-    write_parquet(path.with_suffix(".parquet"), rows.replace_schema_metadata(metadata))
+    write_parquet(path.with_suffix(".parquet"), with_record(rows, origin))
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, img=image, txt=text)
 
@@ -479,7 +479,6 @@ def _saved(directory: Path, shard: str) -> Path:
 
 def _read_origin(path: Path) -> Origin | None:
     try:
-        raw = pq.read_metadata(path).metadata or {}
-        return Origin(**{one.name: raw[f"{_PREFIX}{one.name}".encode()].decode() for one in fields(Origin)})
+        return read_record(pq.read_metadata(path).metadata, Origin)
     except (OSError, pa.ArrowInvalid, KeyError):
         return None

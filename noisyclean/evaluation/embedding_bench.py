@@ -16,7 +16,7 @@ The protocols, all in need of true pairs to begin with:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, get_args
@@ -38,6 +38,7 @@ from noisyclean.evaluation.baselines import (
 )
 from noisyclean.evaluation.bench.run import ASKED
 from noisyclean.evaluation.detection import detection, ratio, share
+from noisyclean.evaluation.markdown import mean_cell, table_heading, table_row
 from noisyclean.manifest.reading import Manifest
 from noisyclean.manifest.schema import CLEAN
 from noisyclean.manifest.splitting import split
@@ -162,15 +163,15 @@ def embeddings_markdown(found: EmbeddingBench) -> str:
         seeds = f"{rows['seed'].nunique()} seeds"
         aurocs = rows.groupby(["method", "rate"])["auroc"]
         means, deviations = aurocs.mean().unstack(), aurocs.std().unstack()
-        lines += [f"## {protocol}, AUROC, {seeds}", "", *_heading(["method", *(f"{rate:.0%}" for rate in means)])]
+        lines += [f"## {protocol}, AUROC, {seeds}", "", *table_heading(["method", *(f"{rate:.0%}" for rate in means)])]
         for method in means.mean(axis=1).sort_values(ascending=False).index:
-            lines.append(_line([method, *map(_cell, means.loc[method], deviations.loc[method], repeat(4))]))
+            lines.append(table_row([method, *map(mean_cell, means.loc[method], deviations.loc[method], repeat(4))]))
         figures = 100 * splits[protocol].set_index("rate")[list(_PERCENTAGES)]
         means, deviations = figures.groupby("rate").mean(), figures.groupby("rate").std()
         lines += ["", f"## {protocol}, estimate and clean part in %, {seeds}", ""]
-        lines += _heading(["planted", *_PERCENTAGES.values()])
+        lines += table_heading(["planted", *_PERCENTAGES.values()])
         for rate in means.index:
-            lines.append(_line([f"{rate:.0%}", *map(_cell, means.loc[rate], deviations.loc[rate], repeat(1))]))
+            lines.append(table_row([f"{rate:.0%}", *map(mean_cell, means.loc[rate], deviations.loc[rate], repeat(1))]))
         lines.append("")
     return "\n".join(lines)
 
@@ -275,20 +276,6 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     figures = frame.columns.difference(["method", "protocol", "rate", "seed"])
     return frame.astype(dict.fromkeys(figures, "float64"))
-
-
-def _heading(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), "|" + "---|" * len(cells)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(mean: float, deviation: float, decimals: int) -> str:
-    if np.isnan(mean):
-        return "–"
-    return f"{mean:.{decimals}f}" + ("" if np.isnan(deviation) else f" ± {deviation:.{decimals}f}")
 
 
 def _unit_rows(path: Path, name: str, array: NDArray[Any]) -> Tensor:

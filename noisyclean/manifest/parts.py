@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 
 from noisyclean.corpus.locate import Shard
 from noisyclean.errors import UsageError
-from noisyclean.files import write_parquet
+from noisyclean.files import read_record, with_record, write_parquet
 from noisyclean.manifest.schema import PART_SCHEMA, SCHEMA_VERSION
 
 SCORES = "scores"
-_PREFIX = "noisyclean."
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ def list_parts(out: Path) -> list[str]:
 
 def write_part(out: Path, shard: str, table: pa.Table, info: PartInfo) -> None:
     """Write the scores of one shard (:data:`PART_SCHEMA`)."""
-    metadata = {f"{_PREFIX}{name}": value for name, value in asdict(info).items()}
-    write_parquet(part_path(out, shard), table.cast(PART_SCHEMA).replace_schema_metadata(metadata))
+    write_parquet(part_path(out, shard), with_record(table.cast(PART_SCHEMA), info))
 
 
 def read_part(out: Path, shard: str, columns: list[str] | None = None) -> pa.Table:
@@ -78,8 +76,7 @@ def read_part_info(out: Path, shard: str) -> PartInfo:
 def _open(path: Path) -> Iterator[tuple[pq.ParquetFile, PartInfo]]:
     try:
         file = pq.ParquetFile(path, memory_map=True)
-        raw = file.metadata.metadata or {}
-        info = PartInfo(**{one.name: raw[f"{_PREFIX}{one.name}".encode()].decode() for one in fields(PartInfo)})
+        info = read_record(file.metadata.metadata, PartInfo)
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         raise UsageError(f"{path}: not a score part that noisyclean wrote; remove it and score again") from error
     with file:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -86,7 +87,7 @@ class PairTable:
         last = decision.calibration.p[decision.clean_places][-1]
         query = "select quantile_cont(entropy, ?) from pairs where p <= ?::float"
         ((limit,),) = self._db.execute(query, [1 - EXTREME_ENTROPY, float(last)]).fetchall()
-        return Decision(self._rule, decision.calibration, float(limit))
+        return replace(decision, entropy_limit=float(limit))
 
     def ranks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
         """Rank and whether the rule keeps it, of every pair in the order of adding, in chunks of any size.

@@ -28,6 +28,9 @@ DEFAULT_FDR = 0.05
 EXTREME_ENTROPY = 0.02
 """Share of the otherwise clean pairs held back for their swapped entropy."""
 
+_BETWEEN, _NOISY, _CLEAN, _HELD_BACK = range(4)
+"""The places of :attr:`Decision.reasons`."""
+
 
 @dataclass(frozen=True)
 class SplitRule:
@@ -113,17 +116,18 @@ class Decision:
         """
         at = self.calibration.places(columns["p_value"])
         q, probability = self.calibration.q_value[at], self.calibration.match_probability[at]
-        code = np.where(probability <= self.rule.alpha, 1, 0).astype(np.int8)
+        code = np.where(probability <= self.rule.alpha, _NOISY, _BETWEEN).astype(np.int8)
         if self.rule.keep is not None:
-            code[kept] = 2
+            code[kept] = _CLEAN
         elif self.rule.min_score is not None:
             by = self.rule.by or "match_score"
             value = {**columns, "q_value": q, "match_probability": probability, "rank": rank}[by]
             higher = HIGHER_IS_BETTER[by]
-            code[value >= self.rule.min_score if higher else value <= self.rule.min_score] = 2
+            code[value >= self.rule.min_score if higher else value <= self.rule.min_score] = _CLEAN
         else:
             clean = self.clean_places[at]
-            code[clean] = np.where(columns["swapped_entropy"][clean] > self.entropy_limit, 3, 2)
+            extreme = columns["swapped_entropy"][clean] > self.entropy_limit
+            code[clean] = np.where(extreme, _HELD_BACK, _CLEAN)
         return Verdict(q, probability, rank, code, self.reasons)
 
 

@@ -20,6 +20,9 @@ _SAMPLE = [
     pa.field("height", pa.int32()),
 ]
 
+SAMPLE = tuple(one.name for one in _SAMPLE)
+"""What a row says of the sample itself."""
+
 STATISTICS = ("similarity", "energy_image", "energy_text", "energy", "swapped_entropy", "match_score")
 
 MEASURED = (*STATISTICS, "p_value", "near_miss_p_value")

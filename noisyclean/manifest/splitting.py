@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from noisyclean.calibration import STOREY_LAMBDA, NoiseRate, close_noise, least, noise_rate_of_tail
+from noisyclean.calibration import STOREY_LAMBDA, NoiseRate, close_noise, noise_rate_of_tail
 from noisyclean.corpus.parallel import default_workers
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.files import write_json, write_parquet
@@ -195,10 +195,8 @@ class _Tally:
         where a small corpus was permuted within itself, scores below the null, and is counted twice; its similarity
         knows nothing of partners.
         """
-        return least(
-            noise_rate_of_tail(self.low_scores, pairs=self.pairs, null_pairs=null_pairs),
-            noise_rate_of_tail(self.low_similarities, pairs=self.pairs, null_pairs=null_pairs),
-        )
+        smaller = min(self.low_scores, self.low_similarities)
+        return noise_rate_of_tail(smaller, pairs=self.pairs, null_pairs=null_pairs)
 
 
 @dataclass
@@ -219,6 +217,11 @@ class _Scan:
     in_sample: _Tally = field(default_factory=_Tally)
     compared_with_near_misses: int = 0
     below_near_misses: int = 0
+
+    @property
+    def pairs(self) -> int:
+        """The readable samples."""
+        return self.unseen.pairs + self.in_sample.pairs
 
 
 def _check_parts(out: Path, run: dict[str, Any], shards: Sequence[str]) -> dict[str, str]:
@@ -265,7 +268,7 @@ def _scan(out: Path, shards: Sequence[str], table: PairTable, nulls: Nulls, prog
             scan.compared_with_near_misses += len(near)
             scan.below_near_misses += int((near > STOREY_LAMBDA).sum())
             waiting.append(part)
-            if sum(one.num_rows for one in waiting) >= _READ_AT_ONCE:
+            if scan.pairs - table.pairs >= _READ_AT_ONCE:
                 hand_on()
             task.advance()
         hand_on()

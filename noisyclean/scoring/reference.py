@@ -25,7 +25,7 @@ from torch import Tensor
 from noisyclean.calibration import noise_rate, p_values, q_values
 from noisyclean.corpus.index import CorpusIndex
 from noisyclean.corpus.source import PairSource
-from noisyclean.encoders import DualEncoder, EncoderEnsemble, create_encoder
+from noisyclean.encoders import DualEncoder, Encoder, EncoderEnsemble, create_encoder
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.manifest.nulls import NEAR_MISS, RANDOM
 from noisyclean.progress import SILENT, Progress
@@ -228,10 +228,10 @@ class ReferenceBank:
 
 
 @dataclass(frozen=True)
-class ReferenceModel:
-    """An encoder with its bank: what scores pairs. One per fold; its folder is ``RUN/fold-k``."""
+class BankedEncoder:
+    """An encoder with the bank that its pairs are scored against."""
 
-    encoder: DualEncoder
+    encoder: Encoder
     bank: ReferenceBank
 
     def fingerprint(self) -> str:
@@ -239,6 +239,13 @@ class ReferenceModel:
         return hashlib.blake2b(
             json.dumps([self.encoder.fingerprint(), self.bank.fingerprint()]).encode(), digest_size=16
         ).hexdigest()
+
+
+@dataclass(frozen=True)
+class ReferenceModel(BankedEncoder):
+    """What ``fit`` made of a fold: its folder is ``RUN/fold-k``."""
+
+    encoder: DualEncoder
 
     def to(self, device: torch.device | str) -> ReferenceModel:
         """Encoder and bank on ``device``."""

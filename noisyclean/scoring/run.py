@@ -104,11 +104,13 @@ class Run:
     """What ``score`` needs of a complete RUN.
 
     Attributes:
+        shards: where those lie that it was fitted to.
         models: one per fold.
         folds: which of them scores a pair.
         sketch: of the pairs that were fitted; see :func:`noisyclean.scoring.folds.sketch_pairs`.
     """
 
+    shards: list[str]
     models: list[ReferenceModel]
     folds: FoldMap
     sketch: NDArray[np.uint64]
@@ -135,4 +137,4 @@ def load_run(run: Path) -> Run:
     for fold, (model, expected) in enumerate(zip(models, record.folds, strict=True)):
         if model.fingerprint() != expected:
             raise UsageError(f"{fold_directory(run, fold)}: not the model that was fitted here; fit again")
-    return Run(models, folds, sketch)
+    return Run(record.shards, models, folds, sketch)

@@ -42,12 +42,13 @@ from noisyclean.files import write_json
 from noisyclean.manifest.nulls import write_nulls
 from noisyclean.manifest.parts import PartInfo, list_parts, part_path, read_part_info, shard_state, write_part
 from noisyclean.manifest.rules import DEFAULT_FDR
+from noisyclean.manifest.schema import SAMPLE
 from noisyclean.manifest.splitting import DEFAULT_OUT, OUT_FILE, Summary, read_out, split
 from noisyclean.progress import SILENT, Progress
 from noisyclean.scoring.folds import known_share
-from noisyclean.scoring.reference import ReferenceBank, build_bank, draw_bank_rows
+from noisyclean.scoring.reference import BankedEncoder, ReferenceBank, build_bank, draw_bank_rows
 from noisyclean.scoring.run import DEFAULT_RUN, Run, is_run, load_run, read_record
-from noisyclean.scoring.scorer import BankedEncoder, NoEncoder, ScoredShard, Scorer, ScoringStream
+from noisyclean.scoring.scorer import NoEncoder, ScoredShard, Scorer, ScoringStream
 
 BANK_FILE = "bank.safetensors"
 BANK_SIZE = 8192
@@ -63,7 +64,6 @@ _CHUNK = 128
 # The bank of a pretrained model is drawn from about this many times as many pairs: enough to be a fair sample, without
 # reading all of a corpus of a billion.
 _DRAW_FROM = 8
-_SAVED_COLUMNS = ("key", "shard", "index", "uid", "url", "caption", "width", "height")
 
 
 def score(
@@ -210,8 +210,10 @@ def _decoded_job(
     _refuse_other_shards(out, found)
     sample = cache(lambda: _sample(found, partial(index_corpus, workers=workers, progress=progress)))
     run = load_run(Path(model)) if fitted else None
-    if run is not None and _was_fitted(found, Path(model), run, sample, progress):
-        scorer = Scorer([one.to(place) for one in run.models], run.folds, _fitted_shards(found, Path(model)))
+    fitted_shards = set() if run is None else _fitted_shards(found, run)
+    if run is not None and (fitted_shards or _holds_fitted_pairs(sample(), run, progress)):
+        # Where none of them lies where it was fitted, they have moved, and any may have been.
+        scorer = Scorer([one.to(place) for one in run.models], run.folds, fitted_shards or None)
         preprocessor = run.models[0].encoder.preprocessor
     else:
         encoders = [load_encoder(str(model))] if run is None else [one.encoder for one in run.models]
@@ -234,23 +236,18 @@ def _decoded_job(
     return _Job(found, scorer, str(model), DEFAULT_BATCH, chunks, shard_state)
 
 
-def _fitted_shards(shards: Sequence[Shard], directory: Path) -> set[str] | None:
-    """Which of these shards a RUN was fitted to, by where they lie; None: none lies there, so they have moved."""
-    paths = set(read_record(directory).shards)
-    return {one.name for one, path in zip(shards, absolute_paths(shards), strict=True) if path in paths} or None
+def _fitted_shards(shards: Sequence[Shard], run: Run) -> set[str]:
+    """The names of those shards that a RUN was fitted to, by where they lie."""
+    paths = set(run.shards)
+    return {one.name for one, path in zip(shards, absolute_paths(shards), strict=True) if path in paths}
 
 
-def _was_fitted(
-    shards: Sequence[Shard], directory: Path, run: Run, sample: Callable[[], CorpusIndex], progress: Progress
-) -> bool:
+def _holds_fitted_pairs(sample: CorpusIndex, run: Run, progress: Progress) -> bool:
     """Whether the models of a RUN may have trained on these pairs: then each pair has one model that may score it.
 
     Shards may have been renamed, moved or packed anew since, so a sample of the pairs themselves is looked at.
     """
-    if _fitted_shards(shards, directory):
-        return True
-    index = sample()
-    share = known_share(run.sketch, index.caption[index.usable], index.image[index.usable])
+    share = known_share(run.sketch, sample.caption[sample.usable], sample.image[sample.usable])
     if share:
         progress.say(
             f"{share:.0%} of a sample of these pairs were fitted: each is scored by the model that never saw it"
@@ -324,7 +321,7 @@ class _Saving:
         return saved == self.origin(source)
 
     def save(self, one: ScoredShard, source: str) -> None:
-        rows = one.table.filter(one.table["fault"].is_null()).select(_SAVED_COLUMNS)
+        rows = one.table.filter(one.table["fault"].is_null()).select(SAMPLE)
         save_embeddings(self.directory, one.shard, rows, *one.embeddings, self.origin(source))
 
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,35 +18,13 @@ from noisyclean.corpus.embeddings import EmbeddedChunk
 from noisyclean.corpus.identity import caption_id, pair_id
 from noisyclean.corpus.shards import Sample
 from noisyclean.corpus.stream import Chunk
-from noisyclean.manifest.schema import MEASURED, PART_SCHEMA, REMATCH, STATISTICS
+from noisyclean.manifest.schema import MEASURED, PART_SCHEMA, REMATCH, SAMPLE, STATISTICS
 from noisyclean.scoring.folds import FoldMap
-from noisyclean.scoring.reference import ReferenceBank
+from noisyclean.scoring.reference import BankedEncoder
 
-_FROM_SAMPLE = ("key", "index", "uid", "url", "caption", "width", "height", "fault")
+_FROM_SAMPLE = (*(name for name in SAMPLE if name != "shard"), "fault")
 NOT_FINITE = "score is not finite"
 _FOUND = (*MEASURED, *REMATCH)
-
-
-class Encoder(Protocol):
-    """What embeds the two sides of pairs (:class:`noisyclean.encoders.DualEncoder`, :class:`NoEncoder`)."""
-
-    def inference(self) -> AbstractContextManager[None]: ...
-
-    def encode(self, image: Tensor, text: Tensor, /) -> tuple[Tensor, Tensor]: ...
-
-    def fingerprint(self) -> str: ...
-
-
-class Model(Protocol):
-    """What scores pairs: an encoder with its bank (:class:`noisyclean.scoring.reference.ReferenceModel`)."""
-
-    @property
-    def encoder(self) -> Encoder: ...
-
-    @property
-    def bank(self) -> ReferenceBank: ...
-
-    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -71,19 +48,6 @@ class NoEncoder:
 
 
 @dataclass(frozen=True)
-class BankedEncoder:
-    """Any encoder with the bank that its pairs are scored against."""
-
-    encoder: Encoder
-    bank: ReferenceBank
-
-    def fingerprint(self) -> str:
-        """A digest of encoder and bank."""
-        words = f"{self.encoder.fingerprint()} {self.bank.fingerprint()}"
-        return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
-
-
-@dataclass(frozen=True)
 class ScoredShard:
     """All rows of one shard, as :data:`noisyclean.manifest.schema.PART_SCHEMA` has them.
 
@@ -101,7 +65,9 @@ class ScoredShard:
 class Scorer:
     """The models of all folds; says which one scores a pair."""
 
-    def __init__(self, models: Sequence[Model], folds: FoldMap | None, fitted: Collection[str] | None = None) -> None:
+    def __init__(
+        self, models: Sequence[BankedEncoder], folds: FoldMap | None, fitted: Collection[str] | None = None
+    ) -> None:
         """What scores, and what it was fitted to.
 
         Args:
@@ -156,6 +122,7 @@ class ScoringStream:
     def __init__(self, scorer: Scorer, width: int, *, keep_embeddings: bool = False, rematch: bool = False) -> None:
         """``rematch``: whether the best partners of each pair are looked for, or else their columns are null."""
         self._scorer = scorer
+        self._rematch = rematch
         self._queues = [
             _Queue(model, fold, width, keep_embeddings, rematch) for fold, model in enumerate(scorer.models)
         ]
@@ -176,8 +143,7 @@ class ScoringStream:
             image, text = chunk.pixels, chunk.tokens
             shard.damage = chunk.damage
         readable = shard.append(rows)
-        keys = rows["key"].filter(rows["fault"].is_null()).to_pylist()
-        pairs = np.array([pair_id(chunk.shard, key) for key in keys], np.int64)
+        pairs = self._pair_ids(chunk.shard, rows)
         self.samples += shard.count - before
         folds = self._scorer.fold_of(ids)
         shard.judges.append((readable, folds, self._scorer.is_in_sample(ids, chunk.shard)))
@@ -186,6 +152,13 @@ class ScoringStream:
             if len(at):
                 queue.add(_Waiting(shard, readable[at], ids[at], pairs[at], image[at], text[at]))
         yield from self._complete()
+
+    def _pair_ids(self, shard: str, rows: pa.Table) -> NDArray[np.int64]:
+        """Hashes of (shard, key) of the readable rows; zeros where nobody asks who is in the bank."""
+        keys = rows["key"].filter(rows["fault"].is_null())
+        if not self._rematch:
+            return np.zeros(len(keys), np.int64)
+        return np.array([pair_id(shard, key) for key in keys.to_pylist()], np.int64)
 
     def finish(self) -> Iterator[ScoredShard]:
         """Score what still waits; yields the last shards."""
@@ -295,7 +268,7 @@ class _Waiting:
 
 @dataclass
 class _Queue:
-    model: Model
+    model: BankedEncoder
     fold: int
     width: int
     keep_embeddings: bool

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyclean.calibration import least, noise_rate, noise_rate_of_tail
+from noisyclean.calibration import STOREY_LAMBDA, noise_rate_of_tail
 from noisyclean.corpus.source import PairSource
 from noisyclean.encoders import DualEncoder
 from noisyclean.evaluation.baselines import clip_score, deep_knn, lemon_fix, neg_clip_loss
@@ -148,9 +148,11 @@ def _detection_figures(judged: list[Judged], planted: PlantedCorpus) -> dict[str
         name: np.concatenate([getattr(one.scores, name).numpy() for one in judged]).astype(np.float32)
         for name in STATISTICS
     }
-    null_pairs = sum(len(one.bank) for one in judged)
     below = sum(int((one.scores.similarity < one.bank.similarity_median).sum()) for one in judged)
-    noise = least(noise_rate(p, null_pairs=null_pairs), noise_rate_of_tail(below, pairs=len(p), null_pairs=null_pairs))
+    # As `split` has it: the smaller of two upper bounds.
+    noise = noise_rate_of_tail(
+        min(int((p > STOREY_LAMBDA).sum()), below), pairs=len(p), null_pairs=sum(len(one.bank) for one in judged)
+    )
     headline = planted.headline[rows]
     matched = planted.matched[rows][headline]
     columns = {"p_value": p, **values}

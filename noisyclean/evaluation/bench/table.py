@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyclean.evaluation.bench.methods import METHODS, ORACLE
+from noisyclean.evaluation.markdown import mean_cell, table_heading, table_row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,25 +115,19 @@ def to_markdown(summary: pd.DataFrame, title: str) -> str:
 
 
 def _table(rows: pd.DataFrame, columns: dict[str, tuple[str, float, int]]) -> list[str]:
-    lines = ["| method | " + " | ".join(heading for heading, _, _ in columns.values()) + " |"]
-    lines.append("|" + "---|" * (len(columns) + 1))
+    lines = table_heading(["method", *(name for name, _, _ in columns.values())])
     for row in rows.to_dict("records"):
-        cells = [_cell(row, name, *columns[name][1:]) for name in columns]
-        lines.append(f"| {_title(row['method'])} | " + " | ".join(cells) + " |")
+        cells = [
+            mean_cell(row[name] * factor, row[f"{name}_sd"] * factor, decimals)
+            for name, (_, factor, decimals) in columns.items()
+        ]
+        lines.append(table_row([_title(row["method"]), *cells]))
     return [*lines, ""]
 
 
 def _title(method: str) -> str:
     # A score that needs no training is known by its title alone.
     return METHODS[method].title if method in METHODS else method
-
-
-def _cell(row: dict[Any, Any], name: str, factor: float, decimals: int) -> str:
-    mean, deviation = row[name], row[f"{name}_sd"]
-    if mean != mean:  # nan: not measured, or nothing was kept
-        return "–"
-    text = f"{mean * factor:.{decimals}f}"
-    return text if deviation != deviation else f"{text} ± {deviation * factor:.{decimals}f}"
 
 
 def _draw(summary: pd.DataFrame, results: Sequence[dict[str, Any]], out: Path, title: str) -> list[Path]:

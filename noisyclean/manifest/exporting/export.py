@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, get_args
 
 import noisyclean
+from noisyclean.corpus.embeddings import SUFFIXES
 from noisyclean.errors import UsageError
 from noisyclean.files import write_json
 from noisyclean.manifest.exporting.selection import Selection
@@ -23,8 +24,6 @@ from noisyclean.progress import SILENT, Progress, Task
 Format: TypeAlias = Literal["shards", "datacomp", "keys", "csv", "jsonl"]
 
 EXPORT_FILE = "export.json"
-
-_EMBEDDINGS = (".npy", ".npz", ".parquet")
 
 _TABLES: dict[Format, tuple[str, Callable[[BinaryIO, Selection, Task], int]]] = {
     "datacomp": ("uids.npy", write_uids),
@@ -126,7 +125,7 @@ def _paths(out: Path, run: dict[str, Any]) -> dict[str, str]:
     """Shard name → where it lies, as ``score`` recorded it."""
     if "paths" not in run:
         raise UsageError(f"{out}: does not say where its shards lie; repeat the `noisyclean score` command, to add it")
-    if any(path.endswith(_EMBEDDINGS) for path in run["paths"]):
+    if any(path.endswith(SUFFIXES) for path in run["paths"]):
         raise UsageError(
             f"{out}: scored from embeddings, so there are no shards to copy; use --format keys or datacomp"
         )

@@ -94,14 +94,15 @@ def write_tars(
     """
     done: dict[str, TarStats] = {}
     kept = 0
+    written = [] if dry_run else _written(to)
     if not dry_run:
-        for folder in {to, *((to / f"{name}.tar").parent for name in _written(to))}:
+        for folder in {to, *((to / f"{name}.tar").parent for name in written)}:
             (folder / SIZES_NAME).unlink(missing_ok=True)  # whoever finds one may take the folder for complete
     source = _Source()
     with progress.task("counting" if dry_run else "writing shards", selection.rows, "pairs") as task:
         for planned in _plan(selection, paths, shard_size):
             made_from = planned.digest()
-            stats = _read_stats(to, planned.name, made_from)
+            stats = _done(to, planned.name, made_from)
             if stats is not None:
                 kept += 1
             else:
@@ -111,16 +112,14 @@ def write_tars(
     if kept:
         progress.say(f"{kept:,} of {len(done):,} tars were there already")
     if not dry_run:
-        _tidy(to, done)
+        for name in set(written) - set(done):
+            for old in _files(to, name):
+                old.unlink(missing_ok=True)
+        _write_sizes(to, done)
     return list(done.values())
 
 
-def _tidy(to: Path, done: Mapping[str, TarStats]) -> None:
-    """Remove what earlier calls wrote for tars that there are no more, and count the samples of the others."""
-    for name in _written(to):
-        if name not in done:
-            for old in _files(to, name):
-                old.unlink(missing_ok=True)
+def _write_sizes(to: Path, done: Mapping[str, TarStats]) -> None:
     folders: dict[Path, dict[str, int]] = {to: {}}
     for name, stats in done.items():
         tar = to / f"{name}.tar"
@@ -176,25 +175,25 @@ def _cut(pieces: Iterator[tuple[Shard, pa.Table]], size: int) -> Iterator[list[t
 
 def _written(to: Path) -> list[str]:
     """The tars that earlier calls finished, known by their statistics: what else lies there is not ours."""
-    names = []
-    for record in to.rglob(f"*{STATS_SUFFIX}"):
-        try:
-            TarStats(**json.loads(record.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            continue
-        names.append(record.relative_to(to).as_posix().removesuffix(STATS_SUFFIX))
-    return names
+    records = to.rglob(f"*{STATS_SUFFIX}")
+    return [one.relative_to(to).as_posix().removesuffix(STATS_SUFFIX) for one in records if _read_stats(one)]
 
 
-def _read_stats(to: Path, name: str, made_from: str) -> TarStats | None:
-    """The statistics of a tar that is done; None: it has to be written."""
-    record, tar, _ = _files(to, name)
+def _read_stats(record: Path) -> TarStats | None:
+    """What a statistics file says; None: it is not there, or not ours."""
     try:
-        stats = TarStats(**json.loads(record.read_text(encoding="utf-8")))
-        whole = tar.stat().st_size == stats.bytes
+        return TarStats(**json.loads(record.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return stats if whole and stats.made_from == made_from else None
+
+
+def _done(to: Path, name: str, made_from: str) -> TarStats | None:
+    """The statistics of a tar that is done; None: it has to be written."""
+    record, tar, _ = _files(to, name)
+    stats = _read_stats(record)
+    if stats is None or stats.made_from != made_from or not tar.is_file():
+        return None
+    return stats if tar.stat().st_size == stats.bytes else None
 
 
 def _write_tar(
