@@ -21,10 +21,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
 from torchvision.transforms import Compose, Normalize
 
+from noisyclean.device import choose_dtype
 from noisyclean.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
+# Lengths of texts are rounded up to multiples of this: few enough kinds of passes, and little padding.
+_LENGTH_STEP = 8
 # No caption fills a context window with more characters than this; what lies beyond is cut before tokenising.
 _MAX_CAPTION_CHARACTERS = 4096
 
@@ -60,9 +66,24 @@ class Encoder(Protocol):
 
     def inference(self) -> AbstractContextManager[None]: ...
 
-    def encode(self, image: Tensor, text: Tensor, /) -> tuple[Tensor, Tensor]: ...
+    def encode_image(self, image: Tensor, /) -> Tensor: ...
+
+    def encode_text(self, text: Tensor, /) -> Tensor: ...
+
+    def text_lengths(self, text: Tensor, /) -> NDArray[np.int64]: ...
 
     def fingerprint(self) -> str: ...
+
+
+class _TextTower(nn.Module):
+    """An open_clip model's text side as a module of its own, for which tensors of it can be replaced in a call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return cast(Tensor, self.model.encode_text(tokens))  # type: ignore[operator]
 
 
 class DualEncoder:
@@ -72,11 +93,15 @@ class DualEncoder:
         model: the open_clip module.
         config: ``{"model_cfg": …, "preprocess_cfg": …}``, as written to ``open_clip_config.json``.
         preprocessor: picture and caption preparation for this model.
+        dtype: what autocast computes the towers in; None: float32. The embeddings are float32 in any case.
     """
 
     def __init__(self, model: nn.Module, config: dict[str, Any], tokenizer: Any) -> None:
         self.model = model
         self.config = config
+        self.dtype: torch.dtype | None = None
+        self._text = _TextTower(model)
+        self._causal = _causal_text(model)
         cfg = open_clip.transform.PreprocessCfg(**config["preprocess_cfg"])
         transforms = open_clip.transform.image_transform_v2(cfg, is_train=False).transforms
         # The last two, to-tensor and normalise, run on the device in batches (encode_image): same arithmetic, but
@@ -103,25 +128,66 @@ class DualEncoder:
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def to(self, device: torch.device | str) -> DualEncoder:
-        """Move to ``device``, convolutions in channels-last layout (measured twice as fast on a CPU)."""
+        """Move to ``device``, convolutions in channels-last layout (measured twice as fast on a CPU).
+
+        The precision becomes the one that suits the device.
+        """
+        self.dtype = choose_dtype("auto", torch.device(device))
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 → (B, d) unit-norm float."""
-        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        normalised = (images.float().div(255) - self._mean) / self._std
-        return cast(Tensor, self.model.encode_image(normalised, normalize=True))  # type: ignore[operator]
+        """(B, H, W, 3) uint8 → (B, d) unit-norm float32."""
+        images = self._moved(pixels).permute(0, 3, 1, 2)
+        normalised = images.float().div_(255).sub_(self._mean).div_(self._std)
+        with self._autocast():
+            features = cast(Tensor, self.model.encode_image(normalised))  # type: ignore[operator]
+        return functional.normalize(features.float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """(B, context) int → (B, d) unit-norm float."""
-        tokens = tokens.to(self.device, non_blocking=True).long()
-        return cast(Tensor, self.model.encode_text(tokens, normalize=True))  # type: ignore[operator]
+        """(B, context) int → (B, d) unit-norm float32.
+
+        No more of the context is computed than the longest caption fills, as :meth:`text_lengths` has it.
+        """
+        replaced = {}
+        if self._causal is not None:
+            length = int(self.text_lengths(tokens).max(initial=1))
+            tokens = tokens[:, :length]
+            text = cast(Any, self.model.get_submodule(self._causal))
+            prefix = f"model.{self._causal}.".replace("..", ".")
+            replaced = {
+                f"{prefix}positional_embedding": text.positional_embedding[:length],
+                f"{prefix}attn_mask": text.attn_mask[:length, :length],
+            }
+        with self._autocast():
+            features = functional_call(self._text, replaced, self._moved(tokens).long(), tie_weights=False)
+        return functional.normalize(cast(Tensor, features).float(), dim=-1)
+
+    def _moved(self, batch: Tensor) -> Tensor:
+        """On the device. A copy from page-locked memory lets the CPU go on meanwhile."""
+        if self.device.type == "cuda" and batch.device.type == "cpu":
+            batch = batch.pin_memory()
+        return batch.to(self.device, non_blocking=True)
+
+    def text_lengths(self, tokens: Tensor) -> NDArray[np.int64]:
+        """(B, context) int → (B,) how much of the context a caption needs, rounded up; all of it if that is not known.
+
+        Texts of one length, encoded together, give the same embeddings whatever else is encoded.
+        """
+        context = tokens.shape[1]
+        if self._causal is None:
+            return np.full(len(tokens), context)
+        needed = tokens.numpy(force=True).argmax(axis=1).astype(np.int64) + 1
+        lengths: NDArray[np.int64] = np.minimum(-(-needed // _LENGTH_STEP) * _LENGTH_STEP, context)
+        return lengths
 
     def encode(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides of B pairs, two (B, d) unit-norm float32."""
-        return self.encode_image(pixels).float(), self.encode_text(tokens).float()
+        return self.encode_image(pixels), self.encode_text(tokens)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -180,15 +246,26 @@ class EncoderEnsemble:
         """τ, a scalar tensor."""
         return torch.stack([one.temperature for one in self.encoders]).reciprocal().mean().reciprocal()
 
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 → (B, K·d) unit-norm float32."""
+        return self._joined([one.encode_image(pixels) for one in self.encoders])
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, context) int → (B, K·d) unit-norm float32."""
+        return self._joined([one.encode_text(tokens) for one in self.encoders])
+
+    def text_lengths(self, tokens: Tensor) -> NDArray[np.int64]:
+        """As :meth:`DualEncoder.text_lengths`; the encoders are of one kind."""
+        return self.encoders[0].text_lengths(tokens)
+
     def encode(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides of B pairs, two (B, K·d) unit-norm float32."""
-        images, texts = zip(*(one.encode(pixels, tokens) for one in self.encoders), strict=True)
+        return self.encode_image(pixels), self.encode_text(tokens)
+
+    def _joined(self, sides: Sequence[Tensor]) -> Tensor:
         temperatures = torch.stack([one.temperature for one in self.encoders])
         scales = (self.temperature / temperatures / len(self.encoders)).sqrt()
-        image, text = (
-            torch.cat([scale * one for scale, one in zip(scales, side, strict=True)], dim=1) for side in (images, texts)
-        )
-        return image, text
+        return torch.cat([scale * one for scale, one in zip(scales, sides, strict=True)], dim=1)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -202,6 +279,19 @@ class EncoderEnsemble:
         """A digest of all encoders in their order."""
         digests = [one.fingerprint() for one in self.encoders]
         return hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest()
+
+
+def _causal_text(model: nn.Module) -> str | None:
+    """The name of the submodule with the text side ("": the model itself), if padding can be left out; else None.
+
+    Where a text attends only to what comes before, and is read off at its end mark, the padding behind that mark
+    changes nothing.
+    """
+    name = "" if hasattr(model, "positional_embedding") else "text"
+    text = getattr(model, name, model)
+    pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+    causal = getattr(text, "attn_mask", None) is not None and getattr(text, "cls_emb", None) is None
+    return name if pool == "argmax" and causal else None
 
 
 def create_encoder(

@@ -10,6 +10,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
@@ -73,6 +74,56 @@ class TestArithmetic:
     def test_embeddings_have_unit_norm(self, encoder: DualEncoder) -> None:
         for one in embed(encoder, [picture(seed=i) for i in range(3)], CAPTIONS):
             torch.testing.assert_close(one.norm(dim=1), torch.ones(len(one)))
+
+    @pytest.mark.parametrize("custom_text", [False, True])
+    @pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}])
+    def test_padding_is_left_out_only_where_it_changes_nothing(self, custom_text: bool, text: dict[str, Any]) -> None:
+        if text.get("embed_cls") and not custom_text:
+            pytest.skip("open_clip has no such model")
+        tower = {"context_length": 40, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2, **text}
+        vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+        cfg = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": tower, "custom_text": custom_text}
+        torch.manual_seed(0)
+        made = (CustomTextCLIP if custom_text else CLIP)(32, vision, tower)
+        preprocess = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        encoder = DualEncoder(
+            made, {"model_cfg": cfg, "preprocess_cfg": preprocess}, open_clip.SimpleTokenizer(context_length=40)
+        )
+        captions = [*CAPTIONS, "a photo of a red bird that sits on a branch of an old tree", "word " * 36]
+        tokens = encoder.preprocessor.tokens(captions)
+        with encoder.inference():
+            expected = made.encode_text(tokens, normalize=True)
+            # All together, and each among those of its length.
+            torch.testing.assert_close(encoder.encode_text(tokens), expected, atol=1e-6, rtol=0)
+            for at, row in enumerate(tokens):
+                torch.testing.assert_close(encoder.encode_text(row[None])[0], expected[at], atol=1e-6, rtol=0)
+        lengths = encoder.text_lengths(tokens).tolist()
+        assert lengths == ([40] * len(captions) if text else [8, 8, 8, 8, 40, 24, 40])
+
+    def test_padding_left_out_keeps_the_gradient(self, encoder: DualEncoder) -> None:
+        tokens = encoder.preprocessor.tokens(["a dog", "two red circles"])
+        probe = torch.randn(2, encoder.encode_text(tokens).shape[1], generator=torch.Generator().manual_seed(0))
+        side = encoder.model.positional_embedding
+        whole = encoder.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
+        short = encoder.encode_text(tokens)
+        expected, found = (torch.autograd.grad((one * probe).sum(), side) for one in (whole, short))
+        assert expected[0].abs().max() > 0.01
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_stays_near(self, encoder: DualEncoder, dtype: torch.dtype) -> None:
+        pictures = [picture(seed=i) for i in range(len(CAPTIONS))]
+        exact = embed(encoder, pictures, CAPTIONS)
+        encoder.dtype = dtype
+        try:
+            half = embed(encoder, pictures, CAPTIONS)
+        finally:
+            encoder.dtype = None
+        for one, other in zip(half, exact, strict=True):
+            assert one.dtype == torch.float32
+            torch.testing.assert_close(one.norm(dim=1), torch.ones(len(one)))
+            assert not torch.equal(one, other)
+            assert (one * other).sum(dim=1).min() > 0.999
 
     def test_inference_comes_and_goes(self) -> None:
         made = create_encoder("noisyclean-tiny", image_size=32)

@@ -45,9 +45,9 @@ class FoldTrainer:
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(encoder.model, optimiser.weight_decay), lr=optimiser.learning_rate, fused=True
         )
-        self.dtype = choose_dtype(optimiser.precision, encoder.device)
+        encoder.dtype = choose_dtype(optimiser.precision, encoder.device)
         # Only float16 can overflow or vanish; bfloat16 has float32's range.
-        self.scaler = torch.amp.GradScaler(encoder.device.type, enabled=self.dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(encoder.device.type, enabled=encoder.dtype is torch.float16)
 
     @property
     def learning_rate(self) -> float:
@@ -104,10 +104,7 @@ class FoldTrainer:
     def _step(self, batch: Batch, weights: Tensor | None, epoch: int) -> dict[str, float]:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
-        with torch.autocast(self.encoder.device.type, self.dtype, enabled=self.dtype is not None):
-            image = self.encoder.encode_image(batch.pixels)
-            text = self.encoder.encode_text(batch.tokens)
-        image, text = image.float(), text.float()
+        image, text = self.encoder.encode(batch.pixels, batch.tokens)
         taught = None
         if self.memory is not None:
             taught = self.memory.similarity(batch.rows)
