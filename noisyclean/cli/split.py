@@ -16,7 +16,9 @@ def split(
         float | None, typer.Option(min=0, max=1, help="Clean: the mismatch rate asked of it.  [default: 0.05]")
     ] = None,
     keep: Annotated[float | None, typer.Option(min=0, max=1, help="Clean: this share of the readable pairs.")] = None,
-    min_score: Annotated[float | None, typer.Option(help="Clean: at least this score.")] = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="Clean: at least this score (at most, where lower is better).")
+    ] = None,
     by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="What --keep and --min-score go by, such as similarity.")
     ] = None,

@@ -25,7 +25,8 @@ pairs that are hard to judge were left out is no longer random.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -39,9 +40,9 @@ from numpy.typing import ArrayLike, NDArray
 from noisyclean.errors import UsageError
 from noisyclean.files import replacing
 from noisyclean.manifest.exporting.tables import harmless
-from noisyclean.manifest.reading import Manifest
+from noisyclean.manifest.reading import Manifest, SplitFile
 from noisyclean.manifest.schema import CLEAN, NOISY, UNCERTAIN
-from noisyclean.manifest.splitting import DEFAULT_OUT, MANIFEST
+from noisyclean.manifest.splitting import DEFAULT_OUT, SUMMARY_FILE, Summary
 from noisyclean.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -220,12 +221,13 @@ def calibrate(
         progress: is told of the files read.
 
     Raises:
-        UsageError: there is no manifest, or the labels are unreadable, contradict one another or are of other pairs.
+        UsageError: there is no manifest, or ``summary.json`` is of another one, or the labels are unreadable,
+            contradict one another or are of other pairs.
     """
     if not 0 < target < 1:
         raise UsageError(f"--target {target}: a share between 0 and 1, such as 0.05")
     manifest = Manifest(out)
-    summary = manifest.summary
+    summary = _fitting_summary(manifest)
     known = _read_labels(Path(labels))
     readable = sum(getattr(summary, split) for split in STRATA)
     # As `split --keep` counts them. A part without pairs is none.
@@ -349,15 +351,33 @@ def _labelled_split(pairs: int, labelled: int, mismatched: int) -> LabelledSplit
     return LabelledSplit(pairs, labelled, matched, matched / labelled, (float(low), float(high)))
 
 
-def _files(manifest: Manifest, split: str) -> list[Path]:
-    return sorted((manifest.out / MANIFEST / f"split={split}").rglob("*.parquet"))
+def _fitting_summary(manifest: Manifest) -> Summary:
+    """The summary, if it is of this manifest: the cut-offs are made from its counts.
+
+    Raises:
+        UsageError: the manifest, or the summary, is another one's.
+    """
+    summary = manifest.summary
+    for split in STRATA:
+        said, there = getattr(summary, split), sum(map(manifest.count, manifest.files(split)))
+        if said != there:
+            raise UsageError(
+                f"{manifest.out / SUMMARY_FILE}: says {said:,} {split} pairs, and the manifest has {there:,}; "
+                f"`noisyclean split {manifest.out}` writes both anew"
+            )
+    return summary
 
 
-def _read(path: Path, columns: list[str]) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=columns, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"{path}: cannot read the manifest ({error}); `noisyclean split` writes it anew") from error
+def _tables(
+    manifest: Manifest, files: Sequence[SplitFile], columns: list[str], what: str, progress: Progress
+) -> Iterator[tuple[SplitFile, pa.Table]]:
+    """These columns of each file that has rows; a file holds rows of one shard."""
+    with progress.task(what, len(files), "files") as task:
+        for file in files:
+            table = manifest.read(file, columns)
+            if table.num_rows:
+                yield file, table
+            task.advance()
 
 
 def _count(
@@ -369,20 +389,23 @@ def _count(
     keys = {str(shard): pa.array(rows["key"], pa.string()) for shard, rows in known.groupby("shard")}
     pairs, expected, labelled, mismatched = np.zeros((4, len(STRATA), len(ranks)))
     found = [pd.DataFrame({"split": [], "shard": [], "key": [], "at": []})]
-    files = [(i, path) for i, split in enumerate(STRATA) for path in _files(manifest, split)]
-    with progress.task("reading the manifest", len(files), "files") as task:
-        for i, path in files:
-            table = _read(path, ["shard", "key", "rank", "match_probability"])
-            at = np.searchsorted(ranks, table["rank"].to_numpy())
-            doubt = 1 - table["match_probability"].to_numpy().astype(np.float64)
-            pairs[i] += np.bincount(at, minlength=len(ranks))
-            expected[i] += np.bincount(at, doubt, minlength=len(ranks))
-            shard = table["shard"][0].as_py()  # a file holds rows of one shard
-            if shard in keys:
-                named = table.select(["shard", "key"]).append_column("at", pa.array(at))
-                named = named.filter(pc.is_in(table["key"], keys[shard]))
-                found.append(named.to_pandas().assign(split=STRATA[i]))
-            task.advance()
+    columns = ["split", "shard", "key", "rank", "match_probability"]
+    for file, table in _tables(manifest, manifest.files(*STRATA), columns, "reading the manifest", progress):
+        rank, probability = (table[name].to_numpy() for name in ("rank", "match_probability"))
+        # A null is NaN here, and in no range.
+        if not ((rank >= 1) & (rank <= ranks[-1]) & (probability >= 0) & (probability <= 1)).all():
+            raise UsageError(
+                f"{file.path}: a rank is not from 1 to {ranks[-1]}, or a match probability not from 0 to 1; "
+                f"`noisyclean split {manifest.out}` writes them anew"
+            )
+        i = STRATA.index(file.split)
+        at = np.searchsorted(ranks, rank)
+        pairs[i] += np.bincount(at, minlength=len(ranks))
+        expected[i] += np.bincount(at, 1 - probability.astype(np.float64), minlength=len(ranks))
+        shard = table["shard"][0].as_py()
+        if shard in keys:
+            named = table.select(["split", "shard", "key"]).append_column("at", pa.array(at))
+            found.append(named.filter(pc.is_in(table["key"], keys[shard])).to_pandas())
     judged = _match(known, pd.concat(found), labels, f"the readable pairs of {manifest.out}")
     for i, split in enumerate(STRATA):
         rows = judged[judged["split"] == split]
@@ -427,54 +450,95 @@ def _refuse(rows: pd.DataFrame, wrong: pd.Series[bool], labels: Path, what: str)
 
 def _read_labels(path: Path) -> pd.DataFrame:
     """``shard``, ``key``, ``matched`` (bool) and maybe ``split`` of the pairs that are labelled."""
-    import pandas as pd
-
-    try:
-        if path.suffix == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        elif path.suffix in (".jsonl", ".json"):
-            table = pd.read_json(path, lines=True, dtype=False)
-        else:
-            table = pq.read_table(path, partitioning=None).to_pandas()
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds, and the parsers' too
-        raise UsageError(f"{path}: cannot read the labels ({error}); give .parquet, .csv or .jsonl") from error
-    for column in ("shard", "key", "matched"):
-        if column not in table:
-            raise UsageError(f"{path}: no column {column}; labels have shard, key and matched")
-    table = table[[name for name in ("shard", "key", "matched", "split") if name in table]].astype(object)
-    words = table["matched"].map(lambda value: "" if pd.isna(value) else str(value).strip().lower())
-    table, words = table[words != ""], words[words != ""]
+    table = _read_table(path)
+    if len(table):
+        for column in ("shard", "key", "matched"):
+            if column not in table:
+                raise UsageError(f"{path}: no column {column}; labels have shard, key, matched (with commas in a .csv)")
+        if not table.columns.is_unique:
+            column = table.columns[table.columns.duplicated()][0]
+            raise UsageError(f"{path}: has several columns {column}; keep one")
+        table = table.assign(matched=table["matched"].map(_word))
+        table = table[table["matched"] != ""]
     if table.empty:
         raise UsageError(f"{path}: no pair is labelled; write true or false in the column matched")
-    table = table.assign(matched=words.map(_WORDS))
-    unknown = table["matched"].isna()
+    for column in table.columns.drop("matched"):
+        _refuse(table, ~table[column].map(_is_name), path, f"{column} is missing or no text; write it as drawn")
+    unknown = ~table["matched"].isin(_WORDS)
     if unknown.any():
-        word = words[unknown].iloc[0]
+        word = table["matched"][unknown].iloc[0]
         _refuse(table, unknown, path, f"matched is {word!r}; write true, false or nothing")
+    table = table.astype(str)
+    table = table.assign(matched=table["matched"].map(_WORDS).astype(bool))
     twice = table.duplicated(["shard", "key"], keep=False)
     _refuse(table, twice, path, "labelled more than once; keep one label a pair")
-    return table.astype({"shard": str, "key": str, "matched": bool})
+    return table
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """Those of the four columns that are there, as Python objects; a column may come twice."""
+    import pandas as pd
+
+    columns = ["shard", "key", "matched", "split"]
+    try:
+        if path.suffix.lower() == ".csv":
+            # Without a header, or pandas would rename a second column of the same name, and shift rows that are longer.
+            cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            table = cells[1:].set_axis(cells.iloc[0], axis=1)
+        elif path.suffix.lower() in (".jsonl", ".json"):
+            table = pd.DataFrame(_read_lines(path), dtype=object)
+        else:
+            with pq.ParquetFile(path) as file:
+                found = file.read(columns)
+            table = pd.DataFrame(dict(enumerate(one.to_pylist() for one in found.columns)), dtype=object)
+            table = table.set_axis(found.schema.names, axis=1)
+    except (OSError, ValueError, pa.ArrowException) as error:  # the parsers' errors are of these kinds too
+        why = " ".join(str(error).split())
+        raise UsageError(f"{path}: cannot read the labels ({why}); give .parquet, .csv or .jsonl in UTF-8") from error
+    return table.loc[:, table.columns.isin(columns)]
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no JSON object")
+            rows.append(row)
+    return rows
+
+
+def _word(value: object) -> str:
+    return "" if value is None or value != value else str(value).strip().lower()
+
+
+def _is_name(value: object) -> bool:
+    # Numbers too: some tools make them of keys like 12, and what is lost of 012 is noticed when no pair has that key.
+    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
 
 
 def _draw(manifest: Manifest, split: str, pairs: int, seed: int, progress: Progress) -> pd.DataFrame:
     """The ``pairs`` rows of a split with the smallest hashes, in their order."""
     import pandas as pd
 
-    files = _files(manifest, split)
-    best = pd.DataFrame({"hash": [], "file": [], "row": []}).astype({"hash": np.uint64, "file": int, "row": int})
-    with progress.task(f"drawing from {split}", len(files), "files") as task:
-        for number, path in enumerate(files):
-            table = _read(path, ["shard", "key"])
-            keys = table["key"].to_numpy(zero_copy_only=False).astype(object)
-            within = hashlib.blake2b(f"{seed}\0{table['shard'][0].as_py()}".encode(), digest_size=8).hexdigest()
-            hashes = pd.util.hash_array(keys, hash_key=within, categorize=False)
-            new = pd.DataFrame({"hash": hashes, "file": number, "row": range(len(keys))})
-            best = pd.concat([best, new]).sort_values("hash", kind="stable").head(pairs)
-            task.advance()
+    files = manifest.files(split)
+    best = pd.DataFrame({"hash": [], "file": [], "row": []}).astype({"hash": np.uint64, "file": str, "row": int})
+    for file, table in _tables(manifest, files, ["shard", "key"], f"drawing from {split}", progress):
+        keys = table["key"].to_numpy(zero_copy_only=False).astype(object)
+        within = hashlib.blake2b(f"{seed}\0{table['shard'][0].as_py()}".encode(), digest_size=8).hexdigest()
+        hashes = pd.util.hash_array(keys, hash_key=within, categorize=False)
+        new = pd.DataFrame({"hash": hashes, "file": file.shard, "row": range(len(keys))})
+        best = pd.concat([best, new]).sort_values("hash", kind="stable").head(pairs)
     rows = [
-        _read(path, SHOWN).take(pa.array(chosen["row"])).to_pandas().assign(hash=chosen["hash"].to_numpy())
-        for number, path in enumerate(files)
-        if len(chosen := best[best["file"] == number])
+        manifest.read(file, SHOWN).take(pa.array(chosen["row"])).to_pandas().assign(hash=chosen["hash"].to_numpy())
+        for file in files
+        if len(chosen := best[best["file"] == file.shard])
     ]
     if not rows:
         return pd.DataFrame(columns=SHOWN)

@@ -1,13 +1,17 @@
-"""Reading what ``score`` wrote."""
+"""Reading what ``score`` and ``split`` wrote: the one way to the files of a manifest."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from noisyclean.errors import UsageError
 from noisyclean.manifest.schema import MANIFEST_SCHEMA, SPLITS
@@ -15,6 +19,24 @@ from noisyclean.manifest.splitting import DEFAULT_OUT, MANIFEST, SUMMARY_FILE, S
 
 if TYPE_CHECKING:
     import pandas as pd
+
+ROW_SCHEMA = MANIFEST_SCHEMA.append(pa.field("split", pa.string(), nullable=False))
+"""A row of the manifest as one table."""
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """One Parquet file of a manifest: the rows of one shard that are in one split.
+
+    Attributes:
+        split: its name.
+        shard: the file's path in the folder of the split, which is the same in each split.
+        path: where it lies.
+    """
+
+    split: str
+    shard: str
+    path: Path
 
 
 class Manifest:
@@ -29,7 +51,10 @@ class Manifest:
     def __init__(self, out: Path | str = DEFAULT_OUT) -> None:
         self.out = Path(out)
         if not (self.out / MANIFEST).is_dir():
-            raise UsageError(f"{self.out}: no manifest in it; `noisyclean score SHARDS -o {self.out}` makes one")
+            raise UsageError(
+                f"{self.out}: no manifest in it; `noisyclean split {self.out}` makes one of scores, "
+                f"and `noisyclean score SHARDS -o {self.out}` makes both"
+            )
 
     @property
     def summary(self) -> Summary:
@@ -40,36 +65,91 @@ class Manifest:
         """
         path = self.out / SUMMARY_FILE
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            for name in ("noise_interval", "close_interval", "in_sample_interval"):  # JSON has no tuples
-                values[name] = None if values[name] is None else tuple(values[name])
-            return Summary(**values)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{path}: missing or broken; `noisyclean split {self.out}` writes it anew") from error
+            values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            return TypeAdapter(Summary).validate_python(values)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path}: missing or broken ({_explain(error)}); `noisyclean split {self.out}` writes it anew"
+            ) from error
+
+    def files(self, *splits: str) -> list[SplitFile]:
+        """The files of the named splits (none named: of all), each split's in order of path.
+
+        Raises:
+            UsageError: there is no such split.
+        """
+        found = []
+        for name in splits or SPLITS:
+            if name not in SPLITS:
+                raise UsageError(f"{name}: no such split; there are {', '.join(SPLITS)}")
+            folder = self.out / MANIFEST / f"split={name}"
+            paths = sorted(folder.rglob("*.parquet"))
+            found += [SplitFile(name, path.relative_to(folder).as_posix(), path) for path in paths]
+        return found
+
+    def count(self, file: SplitFile) -> int:
+        """How many rows a file has.
+
+        Raises:
+            UsageError: it is no whole Parquet file, or lacks a column.
+        """
+        with self._open(file) as parquet:
+            return int(parquet.metadata.num_rows)
+
+    def read(self, file: SplitFile, columns: Sequence[str]) -> pa.Table:
+        """These columns of a file, as :data:`ROW_SCHEMA` has them.
+
+        Raises:
+            UsageError: it is no whole Parquet file, lacks a column, or has other things in one.
+        """
+        with self._open(file) as parquet:
+            table = parquet.read([name for name in columns if name != "split"])
+            table = table.append_column("split", pa.repeat(file.split, parquet.metadata.num_rows))
+            return table.select(columns).cast(_schema(columns))
+
+    @contextmanager
+    def _open(self, file: SplitFile) -> Iterator[pq.ParquetFile]:
+        try:
+            with pq.ParquetFile(file.path) as parquet:
+                missing = set(MANIFEST_SCHEMA.names) - set(parquet.schema_arrow.names)
+                if missing:
+                    raise ValueError(f"no column {min(missing)}, as of another version of noisyclean")
+                yield parquet
+        except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+            why = " ".join(str(error).split())
+            raise UsageError(
+                f"{file.path}: cannot read the manifest ({why}); `noisyclean split {self.out}` writes it anew"
+            ) from error
 
     def table(self, *splits: str, columns: list[str] | None = None) -> pa.Table:
         """The rows of the named splits (none named: of all) with a ``split`` column, in no particular order.
 
         Raises:
-            UsageError: there is no such split or column.
+            UsageError: there is no such split or column, or a file of the manifest is broken.
         """
-        parts = []
-        schema = MANIFEST_SCHEMA.append(pa.field("split", pa.string()))
         for column in columns or []:
-            if column not in schema.names:
-                raise UsageError(f"{column}: no such column; there are {', '.join(schema.names)}")
-        wanted = None if columns is None else [one for one in columns if one != "split"]
-        for name in splits or SPLITS:
-            if name not in SPLITS:
-                raise UsageError(f"{name}: no such split; there are {', '.join(SPLITS)}")
-            for path in sorted((self.out / MANIFEST / f"split={name}").rglob("*.parquet")):
-                part = pq.read_table(path, columns=wanted, partitioning=None)
-                parts.append(part.append_column("split", pa.repeat(name, part.num_rows)))
-        if not parts:
-            return schema.empty_table().select(schema.names if wanted is None else [*wanted, "split"])
-        return pa.concat_tables(parts)
+            if column not in ROW_SCHEMA.names:
+                raise UsageError(f"{column}: no such column; there are {', '.join(ROW_SCHEMA.names)}")
+        names = list(dict.fromkeys([*(MANIFEST_SCHEMA.names if columns is None else columns), "split"]))
+        parts = [self.read(file, names) for file in self.files(*splits)]
+        return pa.concat_tables([_schema(names).empty_table(), *parts])
 
     def pairs(self, *splits: str, columns: list[str] | None = None) -> pd.DataFrame:
         """The same as a pandas frame."""
         frame: pd.DataFrame = self.table(*splits, columns=columns).to_pandas()
         return frame
+
+
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([ROW_SCHEMA.field(name) for name in columns])
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _explain(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return ": ".join([*map(str, first["loc"]), first["msg"]])

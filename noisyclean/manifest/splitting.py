@@ -7,6 +7,7 @@ q-values and the ranks; the second writes the rows, shard by shard. Memory does 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -103,15 +104,22 @@ def split(
         fdr, keep, min_score, by: see :class:`SplitRule`; nothing given: ``fdr`` 0.05.
 
     Raises:
-        UsageError: OUT holds no scores, or scores by different models, or the rule makes no sense.
+        UsageError: OUT holds no scores, or scores by different models, or the rule makes no sense, or goes by a column
+            that no pair has a value in.
         NoisycleanError: the rows written do not add up to the samples scored.
     """
     out = Path(out)
     rule = SplitRule(DEFAULT_FDR if fdr is keep is min_score is None else fdr, keep, min_score, by)
+    if min_score is not None and not math.isfinite(min_score):
+        raise UsageError(f"--min-score {min_score}: a number, such as 0.25; --keep 1 takes all pairs")
     run = read_out(out)
     shards = list_parts(out)
     damage = _check_parts(out, run, shards)
     nulls = read_nulls(out)
+    if rule.by == "near_miss_p_value" and not len(nulls.near_miss_p):
+        raise UsageError(
+            f"--by {rule.by}: no pair of {out} has one, as no near misses could be made; take --by p_value"
+        )
     bank = BankNames.read(out, shards, progress) if run.get("rematch") else BankNames.none()
 
     building = out / f".{MANIFEST}.tmp"

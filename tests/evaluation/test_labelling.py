@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import simulate_scores, write_scores
 from numpy.typing import NDArray
@@ -323,6 +325,119 @@ class TestFiles:
         (tmp_path / "other.csv").write_text("shard,key\ns,a\n")
         with pytest.raises(UsageError, match="no column matched"):
             calibrate(scored[0], labels=tmp_path / "other.csv")
+
+    @pytest.mark.parametrize("name", ["labels.csv", "labels.jsonl"])
+    def test_what_editors_of_other_systems_write(
+        self, scored: tuple[Path, pd.DataFrame], labelled: Callable[..., Path], name: str
+    ) -> None:
+        path = labelled(name)
+        plain = calibrate(scored[0], labels=path)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+        assert calibrate(scored[0], labels=path) == plain
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("a.csv", "", "cannot read the labels"),
+            ("a.csv", "shard,key,matched\n", "no pair is labelled"),
+            ("a.csv", "shard;key;matched\ns;a;yes\n", "no column shard; .*with commas"),
+            ("a.csv", "shard,key,matched,matched\ns,a,yes,no\n", "several columns matched; keep one"),
+            ("a.csv", "shard,key,matched\ns,a,yes,b\n", r"cannot read the labels .*line 2, saw 4"),
+            ("a.csv", "shard,key,matched\ns,,yes\n", "s/: key is missing or no text"),
+            ("a.jsonl", "", "no pair is labelled"),
+            ("a.jsonl", '{"shard": "s", "key": "a", "matched": true}\n[1]\n', "line 2 is no JSON object"),
+            ("a.jsonl", '{"shard": "s", "key": "a", "matched": true}\n{"shard', "line 2 is no JSON object"),
+            ("a.jsonl", '{"shard": "s", "key": ["a"], "matched": true}', r"s/\['a'\]: key is missing or no text"),
+            ("a.jsonl", '{"shard": null, "key": "a", "matched": true}', "None/a: shard is missing or no text"),
+            ("a.jsonl", '{"shard": "s", "key": "a", "matched": [true, false]}', r"s/a: matched is '\[true, false\]'"),
+            ("a.jsonl", '{"shard": "s", "key": "a", "matched": {}}', "s/a: matched is '{}'; write true"),
+            ("a.jsonl", '{"shard": "s", "key": "a", "matched": true, "split": {}}', "s/a: split is missing or no text"),
+            ("a.jsonl", '{"shard": "s", "key": 12, "matched": true}', "s/12: labelled, but not among"),
+        ],
+    )
+    def test_broken_rows(
+        self, scored: tuple[Path, pd.DataFrame], tmp_path: Path, name: str, text: str, message: str
+    ) -> None:
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(UsageError, match=message) as error:
+            calibrate(scored[0], labels=path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({"key": [["a"], ["b"]]}, r"s/\['a'\] and 1 more: key is missing or no text"),
+            ({"shard": [b"s", b"s"]}, "b's'/a and 1 more: shard is missing or no text"),
+            ({"matched": [[True], []]}, r"s/a and 1 more: matched is '\[true\]'"),
+            ({"matched": [{"by": "me"}, None]}, "s/a: matched is "),
+        ],
+    )
+    def test_nested_columns(
+        self, scored: tuple[Path, pd.DataFrame], tmp_path: Path, columns: dict[str, Any], message: str
+    ) -> None:
+        table = pa.table({"shard": ["s", "s"], "key": ["a", "b"], "matched": [True, False], **columns})
+        pq.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(UsageError, match=message):
+            calibrate(scored[0], labels=tmp_path / "a.parquet")
+        twice = pa.Table.from_arrays([*table.columns, table["key"]], names=[*table.schema.names, "key"])
+        pq.write_table(twice, tmp_path / "a.parquet")
+        with pytest.raises(UsageError, match="several columns key; keep one"):
+            calibrate(scored[0], labels=tmp_path / "a.parquet")
+
+
+class TestStale:
+    """The manifest is not the one that its summary is of."""
+
+    @pytest.fixture
+    def out(self, tmp_path: Path) -> Path:
+        _, score, p = simulate_scores(300, 0.4, 0, separation=3.0)
+        split(write_scores(tmp_path / "out", {"s": {"p_value": p, "match_score": score}}))
+        (tmp_path / "labels.csv").write_text("shard,key,matched\ns,00000,yes\n")
+        return tmp_path / "out"
+
+    def test_another_summary(self, out: Path, tmp_path: Path) -> None:
+        summary = json.loads((out / "summary.json").read_text())
+        for count in (3, 9999, -400):
+            (out / "summary.json").write_text(json.dumps({**summary, "clean": count}))
+            message = (
+                rf"summary\.json: says {count:,} clean pairs, and the manifest has {summary['clean']}; `noisyclean"
+            )
+            with pytest.raises(UsageError, match=message):
+                calibrate(out, labels=tmp_path / "labels.csv")
+
+    def test_a_file_that_is_gone_or_has_no_rows(self, out: Path, tmp_path: Path) -> None:
+        path = out / "manifest" / "split=clean" / "s.parquet"
+        rows = pq.read_table(path, partitioning=None)
+        pq.write_table(rows.slice(0, 0), path)
+        assert draw_sample(out, sample=tmp_path / "a.csv", pairs=2) == {"clean": 0, "uncertain": 2, "noisy": 2}
+        with pytest.raises(UsageError, match="and the manifest has 0"):
+            calibrate(out, labels=tmp_path / "labels.csv")
+        path.unlink()
+        with pytest.raises(UsageError, match="and the manifest has 0"):
+            calibrate(out, labels=tmp_path / "labels.csv")
+
+    @pytest.mark.parametrize(
+        ("column", "value", "message"),
+        [
+            ("rank", None, "a rank is not from 1 to 300"),
+            ("rank", 301, "a rank is not from 1 to 300"),
+            ("rank", "first", "cannot read the manifest"),
+            ("match_probability", None, "or a match probability not from 0 to 1"),
+            ("match_probability", float("nan"), "or a match probability not from 0 to 1"),
+        ],
+    )
+    def test_numbers_that_split_does_not_write(
+        self, out: Path, tmp_path: Path, column: str, value: Any, message: str
+    ) -> None:
+        path = out / "manifest" / "split=noisy" / "s.parquet"
+        rows = pq.read_table(path, partitioning=None)
+        kind = rows.schema.field(column).type if value is None else None
+        at = rows.schema.get_field_index(column)
+        pq.write_table(rows.set_column(at, column, pa.array([value] * len(rows), kind)), path)
+        with pytest.raises(UsageError, match=rf"split=noisy/s\.parquet: .*{message}"):
+            calibrate(out, labels=tmp_path / "labels.csv")
 
 
 CUTOFFS = 50

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -276,6 +278,38 @@ class TestShards:
         assert (stats["count"], stats["successes"]) == (7, 3)
         assert nc.export(out, to=tmp_path / "to", format="shards") == done  # as it was recorded
 
+    @pytest.mark.parametrize(
+        ("key", "safe"),
+        [
+            ("\\x", False),
+            ("C:\\x", False),
+            ("c:x", False),
+            ("a/.. /x", False),
+            ("é\0b", False),  # of which a tar keeps the é
+            ("a\nb", False),
+            ("\x1b[2J", False),
+            ("a\x9bb", False),
+            ("x" * 251, True),
+            ("x" * 252, False),
+            ("é" * 126, False),
+            ("d/" * 510 + "abc", False),
+            ("ab:c", True),
+            ("日本 語", True),
+        ],
+    )
+    def test_names_that_are_unsafe_on_some_system(self, tmp_path: Path, key: str, safe: bool) -> None:
+        write_tar(tmp_path / "in" / "0.tar", {key: {"png": b"p", "txt": b"t"}, "fine": {"png": b"p", "txt": b"t"}})
+        out = write_manifest(tmp_path / "out", tmp_path / "in", {"0": ["clean"] * 2})
+        listener = Listener()
+        done = nc.export(out, to=tmp_path / "to", format="shards", progress=listener)
+        assert done.left_out == ({} if safe else {UNSAFE: 1})
+        assert [name for name, _ in members_in(tmp_path / "to" / "0.tar")] == [
+            *([f"{key}.png", f"{key}.txt"] if safe else []),
+            "fine.png",
+            "fine.txt",
+        ]
+        assert all(said.isprintable() for said in listener.said)
+
     def test_a_sample_that_is_cut_off(self, tmp_path: Path) -> None:
         tar = write_tar(tmp_path / "in" / "0.tar", {str(i): {"png": b"p" * 2000, "txt": b"t"} for i in range(3)})
         tar.write_bytes(tar.read_bytes()[: 2 * 3584 + 1000])
@@ -359,6 +393,37 @@ class TestGoingOn:
         first.write_bytes(first.read_bytes()[:10240])
         nc.export(out, to=tmp_path / "to", format="shards")
         assert members_in(*tars_in(tmp_path / "to")) == wanted(corpus, SPLIT, "clean")
+
+    def test_weights_that_were_removed(self, out: Path, tmp_path: Path) -> None:
+        to = tmp_path / "to"
+        nc.export(out, to=to, format="shards", weights="match_probability")
+        before, kept = content(to), (to / "00002.tar").stat()
+        (to / "00000.parquet").unlink()
+        nc.export(out, to=to, format="shards", weights="match_probability")
+        assert content(to) == before
+        assert (to / "00002.tar").stat() == kept
+
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_leftovers_of_killed_exports(self, out: Path, tmp_path: Path, format: Format) -> None:
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        to = tmp_path / "to"
+        to.mkdir()
+        for name in (f".export.json.{gone.pid}.tmp", f".uids.npy.{os.getpid()}.tmp"):
+            (to / name).write_bytes(b"half a file")
+        nc.export(out, to=to, format=format)  # there was no more of it, and no one else's
+        before = content(to)
+        assert not list(to.glob(".*"))
+        (to / "en").mkdir()
+        for name in (f".00000.tar.{gone.pid}.tmp", f"en/.0.tar.{gone.pid}.tmp"):
+            (to / name).write_bytes(b"half a tar")
+        others = (f".00000.tar.{os.getppid()}.tmp", ".notes.tmp", f"notes.{gone.pid}.tmp")
+        for name in others:
+            (to / name).write_bytes(b"not ours")
+        nc.export(out, to=to, format=format, dry_run=True)
+        assert (to / f".00000.tar.{gone.pid}.tmp").exists()
+        nc.export(out, to=to, format=format)
+        assert content(to) == before | dict.fromkeys(others, b"not ours")
 
     def test_a_changed_split(self, corpus: Path, out: Path, tmp_path: Path) -> None:
         to = tmp_path / "to"
@@ -542,7 +607,7 @@ class TestRefusals:
             pq.write_table(table.set_column(1, "shard", pa.array(["../up"] * len(table))), path)
         record = json.loads((out / "run.json").read_text())
         write_json(out / "run.json", {**record, "shards": ["../up"], "paths": [str(corpus / "00000.tar")]})
-        with pytest.raises(UsageError, match=r"the name \.\./up leads out of the folder"):
+        with pytest.raises(UsageError, match=r"'\.\./up' is no safe name for a tar; use --shard-size"):
             nc.export(out, to=tmp_path / "to", format="shards")
         assert not (tmp_path / "up.tar").exists()
 
@@ -550,7 +615,7 @@ class TestRefusals:
         ("options", "words"),
         [
             ({"format": "zip"}, "--format zip: no such format; there are shards, datacomp"),
-            ({"splits": ["dirty"]}, "--split dirty: no such split; there are clean"),
+            ({"splits": ["dirty"]}, "dirty: no such split; there are clean"),
             ({"splits": []}, "--split names no split"),
             ({"format": "keys", "shard_size": 4}, "--shard-size goes with --format shards"),
             ({"shard_size": 0}, "--shard-size 0: at least 1"),
@@ -571,10 +636,10 @@ class TestRefusals:
             nc.export(tmp_path / "nowhere", to=tmp_path / "to", format="keys")
         path = next((out / "manifest" / "split=clean").iterdir())
         pq.write_table(pq.read_table(path, partitioning=None).drop_columns("similarity"), path)
-        with pytest.raises(UsageError, match=r"has no column similarity, .*; `noisyclean split"):
+        with pytest.raises(UsageError, match=r"no column similarity, .*; `noisyclean split"):
             nc.export(out, to=tmp_path / "to", format="keys")
         path.write_bytes(b"PAR1")
-        with pytest.raises(UsageError, match="no whole Parquet file; `noisyclean split"):
+        with pytest.raises(UsageError, match=r"cannot read the manifest .*; `noisyclean split"):
             nc.export(out, to=tmp_path / "to", format="keys")
         shutil.rmtree(out / "manifest")
         with pytest.raises(UsageError, match="no manifest in it; `noisyclean split"):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import simulate_scores, write_scores
 
@@ -65,6 +69,47 @@ def test_broken_summary(tmp_path: Path, summary: Summary, content: str | None) -
         _ = nc.Manifest(tmp_path).summary
     nc.split(tmp_path)
     assert nc.Manifest(tmp_path).summary == summary
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("estimated_noise", "much"),
+        ("estimated_noise", float("nan")),
+        ("noise_interval", None),
+        ("noise_interval", [0.1, 0.2, 0.3]),
+        ("clean", 1.5),
+        ("target_fdr", [0.05]),
+    ],
+)
+def test_a_summary_whose_numbers_are_none(tmp_path: Path, summary: Summary, key: str, value: Any) -> None:
+    values = json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text(json.dumps({**values, key: value}))
+    why = "NaN is no number" if value != value else rf"{key}: .*"
+    with pytest.raises(UsageError, match=rf"summary\.json: missing or broken \({why}\); `noisyclean split") as error:
+        _ = nc.Manifest(tmp_path).summary
+    assert "\n" not in str(error.value)
+
+
+def test_broken_files(tmp_path: Path, summary: Summary) -> None:
+    path = tmp_path / "manifest" / "split=clean" / "a.parquet"
+    rows = pq.read_table(path, partitioning=None)
+    for broken, why in (
+        (rows.drop_columns("rank"), "no column rank"),
+        (rows.set_column(0, "key", pa.array([["a"]] * len(rows))), "list"),
+        (rows.set_column(0, "key", pa.nulls(len(rows), pa.string())), "null"),
+    ):
+        pq.write_table(broken, path)
+        with pytest.raises(
+            UsageError, match=rf"a\.parquet: cannot read the manifest \(.*{why}.*\); `noisyclean"
+        ) as error:
+            nc.Manifest(tmp_path).pairs("clean")
+        assert "\n" not in str(error.value)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match=r"a\.parquet: cannot read the manifest"):
+        nc.Manifest(tmp_path).table()
+    nc.split(tmp_path)
+    assert nc.Manifest(tmp_path).table("clean").num_rows == summary.clean
 
 
 def test_no_manifest(tmp_path: Path) -> None:

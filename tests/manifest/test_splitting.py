@@ -15,12 +15,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
-from helpers import simulate_scores, write_scores
+from helpers import simulate_nulls, simulate_scores, write_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
 from noisyclean.errors import UsageError
+from noisyclean.manifest.nulls import write_nulls
 from noisyclean.manifest.parts import PartInfo, part_path, read_part, write_part
 from noisyclean.manifest.schema import MANIFEST_SCHEMA, SPLITS, STATISTICS
 from noisyclean.manifest.splitting import split
@@ -256,12 +257,32 @@ class TestRule:
             ({"fdr": -0.1}, "between 0 and 1"),
             ({"keep": 30.0}, "between 0 and 1"),
             ({"keep": float("nan")}, "between 0 and 1"),
+            ({"fdr": float("nan")}, "between 0 and 1"),
+            ({"min_score": float("nan")}, "--min-score nan: a number"),
+            ({"min_score": float("inf")}, "--min-score inf: a number"),
+            ({"min_score": float("-inf"), "by": "rank"}, "--min-score -inf: a number, .* --keep 1 takes all"),
         ],
     )
     def test_conflicting_options(self, out: Path, rule: dict[str, Any], message: str) -> None:
         with pytest.raises(UsageError, match=message):
             split(out, **rule)
         assert not (out / "manifest").exists()
+
+    @pytest.mark.parametrize("rule", [{"keep": 0.5}, {"min_score": 0.5}])
+    def test_a_column_that_no_pair_has(self, out: Path, rule: dict[str, float]) -> None:
+        """Where no near misses could be made, all ranks would be kept, and be said to go by them."""
+        split(out)
+        before = read(out)
+        for shard in SIZES:
+            part = read_part(out, shard)
+            at = part.schema.get_field_index("near_miss_p_value")
+            part = part.set_column(at, part.schema.field(at), pa.nulls(len(part), pa.float32()))
+            write_part(out, shard, part, PartInfo("scorer", "source"))
+        write_nulls(out, simulate_nulls(near_misses=0))
+        with pytest.raises(UsageError, match=r"--by near_miss_p_value: no pair of .*out has one, .*--by p_value"):
+            split(out, by="near_miss_p_value", **rule)
+        pd.testing.assert_frame_equal(read(out), before)
+        assert split(out, keep=0.5, by="p_value").clean == READABLE // 2
 
 
 class TestFiles:

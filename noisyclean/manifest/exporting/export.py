@@ -14,7 +14,7 @@ from noisyclean.corpus.embeddings import SUFFIXES
 from noisyclean.errors import UsageError
 from noisyclean.files import write_json
 from noisyclean.manifest.exporting.selection import Selection
-from noisyclean.manifest.exporting.sinks import open_sink
+from noisyclean.manifest.exporting.sinks import is_leftover, open_sink
 from noisyclean.manifest.exporting.tables import write_csv, write_jsonl, write_keys, write_uids
 from noisyclean.manifest.exporting.tars import write_tars
 from noisyclean.manifest.schema import CLEAN
@@ -72,11 +72,12 @@ def export(
         csv, jsonl: ``pairs.csv`` or ``pairs.jsonl`` with all columns of the manifest.
 
     Tars are uncompressed, and extensions in lower case; members that the reader passes over (no key, or over 256 MiB)
-    are not copied. A pair is left out, with a word about it, if its members' names lead out of the folder (``../``),
-    if not all of it can be read, or if its key is in the tar already; only unreadable pairs are of the last two kinds.
+    are not copied. A pair is left out, with a word about it, if its members' names are unsafe to unpack on some system
+    (``../``, ``C:``, control characters, over 255 bytes), if not all of it can be read, or if its key is in the tar
+    already; only unreadable pairs are of the last two kinds.
 
     Interrupted, it goes on where it was when called again with the same arguments, and writes those tars anew whose
-    rows or shards have changed since.
+    rows or shards have changed since. What it had begun when it was killed is removed.
 
     Args:
         out: the OUT folder that ``score`` wrote.
@@ -108,6 +109,10 @@ def export(
     selection = Selection(out, splits, weights)
     _claim(to, {"out": str(out.resolve()), "format": format, "version": noisyclean.__version__}, dry_run)
     _refuse_own_source(to, paths.values())
+    if not dry_run:
+        for one in to.rglob(".*.tmp"):
+            if is_leftover(one):
+                one.unlink(missing_ok=True)
     if format == "shards":
         tars = write_tars(selection, paths, to, shard_size=shard_size, dry_run=dry_run, progress=progress)
         status = Counter[str]()
@@ -146,7 +151,7 @@ def _claim(to: Path, about: dict[str, Any], dry_run: bool) -> None:
     if to.exists() and not to.is_dir():
         raise UsageError(f"{to} is a file; name a folder to write to")
     path = to / EXPORT_FILE
-    if to.is_dir() and any(one != path for one in to.iterdir()):
+    if to.is_dir() and any(one != path and not is_leftover(one) for one in to.iterdir()):
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             known = before["out"], before["format"]

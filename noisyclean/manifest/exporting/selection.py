@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from noisyclean.errors import UsageError
-from noisyclean.manifest.schema import MANIFEST_SCHEMA, SPLITS
-from noisyclean.manifest.splitting import MANIFEST
-
-ROW_SCHEMA = MANIFEST_SCHEMA.append(pa.field("split", pa.string(), nullable=False))
-"""All that a row can be exported with."""
+from noisyclean.manifest.reading import ROW_SCHEMA, Manifest, SplitFile
+from noisyclean.manifest.schema import SPLITS
 
 WEIGHT = "weight"
 
@@ -31,26 +27,18 @@ class Selection:
         weights: the column that becomes ``weight``, a number from 0 to 1 in every row; None: there is no ``weight``.
 
     Raises:
-        UsageError: there is no manifest, split or column of that name, or the column is no weight.
+        UsageError: there is no manifest, split or column of that name, a file of the manifest is broken, or the column
+            is no weight.
     """
 
     def __init__(self, out: Path, splits: Sequence[str], weights: str | None = None) -> None:
-        self._out = out
-        root = out / MANIFEST
-        if not root.is_dir():
-            raise UsageError(f"{out}: no manifest in it; `noisyclean split {out}` makes one of its scores")
-        for name in splits:
-            if name not in SPLITS:
-                raise UsageError(f"--split {name}: no such split; there are {', '.join(SPLITS)}")
         if not splits:
             raise UsageError(f"--split names no split; there are {', '.join(SPLITS)}")
-        self._files: dict[Path, list[tuple[str, Path]]] = {}  # one entry a shard: its file in each split
-        for name in sorted(set(splits), key=SPLITS.index):
-            folder = root / f"split={name}"
-            for path in folder.rglob("*.parquet"):
-                self._files.setdefault(path.relative_to(folder), []).append((name, path))
+        self._manifest = Manifest(out)
+        self._files = self._manifest.files(*sorted(set(splits)))
         self._weights = weights
-        self.rows = sum(self._count(path) for files in self._files.values() for _, path in files)
+        # Before anything is written: a look at sizes, and at one column, is nothing beside copying shards.
+        self.rows = sum(self._manifest.count(file) for file in self._files)
         if weights is not None:
             self._check_weights(weights)
 
@@ -64,41 +52,27 @@ class Selection:
     def tables(self, *columns: str) -> Iterator[pa.Table]:
         """The named columns, and ``weight`` if there is one, as a table for each shard that has rows."""
         schema = self.schema(*columns)
-        wanted = {*columns, "index", *([self._weights] if self._weights else [])} - {"split"}
-        for relative in sorted(self._files):
-            parts = []
-            for split, path in self._files[relative]:
-                part = pq.read_table(path, columns=sorted(wanted), partitioning=None)
-                parts.append(part.append_column("split", pa.repeat(split, part.num_rows)))
-            table = pa.concat_tables(parts).sort_by("index")
+        wanted = {*columns, "index", *([self._weights] if self._weights else [])}
+        shards: dict[str, list[SplitFile]] = {}
+        for file in self._files:
+            shards.setdefault(file.shard, []).append(file)
+        for _, files in sorted(shards.items()):
+            table = pa.concat_tables(self._manifest.read(file, sorted(wanted)) for file in files).sort_by("index")
             if self._weights is not None:
                 table = table.append_column(WEIGHT, table[self._weights])
             if table.num_rows:
                 yield table.select(schema.names).cast(schema)
 
-    def _count(self, path: Path) -> int:
-        remedy = f"`noisyclean split {self._out}` writes it anew"
-        try:
-            found = pq.read_metadata(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UsageError(f"{path}: no whole Parquet file; {remedy}") from error
-        for name in MANIFEST_SCHEMA.names:
-            if name not in found.schema.names:
-                raise UsageError(f"{path}: has no column {name}, as of another version of noisyclean; {remedy}")
-        return int(found.num_rows)
-
     def _check_weights(self, column: str) -> None:
-        # Before anything is written: a look at one column is nothing beside copying shards.
         kinds = {field.name: field.type for field in ROW_SCHEMA}
         numbers = [name for name, kind in kinds.items() if pa.types.is_floating(kind) or pa.types.is_integer(kind)]
         if column not in numbers:
             raise UsageError(f"--weights {column}: no column of numbers; there are {', '.join(numbers)}")
-        for files in self._files.values():
-            for split, path in files:
-                values = pq.read_table(path, columns=[column], partitioning=None)[column]
-                if values.null_count:
-                    raise UsageError(f"--weights {column}: {split} pairs have none; leave {split} out of --split")
-                if not pc.all(pc.and_(pc.greater_equal(values, 0), pc.less_equal(values, 1)), min_count=0).as_py():
-                    raise UsageError(
-                        f"--weights {column}: not from 0 to 1 everywhere ({path}); take match_probability instead"
-                    )
+        for file in self._files:
+            values = self._manifest.read(file, [column])[column]
+            if values.null_count:
+                raise UsageError(f"--weights {column}: {file.split} pairs have none; leave {file.split} out of --split")
+            if not pc.all(pc.and_(pc.greater_equal(values, 0), pc.less_equal(values, 1)), min_count=0).as_py():
+                raise UsageError(
+                    f"--weights {column}: not from 0 to 1 everywhere ({file.path}); take match_probability instead"
+                )

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from noisyclean.errors import UsageError
-from noisyclean.manifest.exporting.selection import ROW_SCHEMA, Selection
+from noisyclean.manifest.exporting.selection import Selection
+from noisyclean.manifest.reading import ROW_SCHEMA
 from noisyclean.progress import Task
 
 KEY_COLUMNS = ("shard", "key", "index", "uid")

@@ -27,8 +27,13 @@ SIZES_NAME = "sizes.json"
 STATS_SUFFIX = "_stats.json"
 
 UNSAFE, REPEATED, INCOMPLETE = "unsafe member name", "key is in the tar already", "not all of it can be read"
-"""Why a pair is left out: its members would be unpacked outside the folder; two samples of one key in a tar would be
+"""Why a pair is left out: its members have names as :func:`is_unsafe` says; two samples of one key in a tar would be
 read as one, or not at all; or members of it are cut off or too large to be read."""
+
+# A root, a drive (C:), or two dots, after which Windows overlooks blanks and more dots; and control characters.
+_DANGEROUS = re.compile(r"[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.[. ]*(?:[/\\]|$)|.*[\x00-\x1f\x7f-\x9f]", re.DOTALL)
+_LONGEST_PART, _LONGEST_NAME = 255, 1024
+"""Bytes: what the file systems of Linux and macOS take."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class PlannedTar:
             digest.update(json.dumps([shard.name, shard_state(shard), table.to_pydict()]).encode())
         return digest.hexdigest()
 
+    @property
+    def weighted(self) -> bool:
+        """Whether the rows have weights, for a file beside the tar."""
+        return all(WEIGHT in table.schema.names for _, table in self.pieces)
+
 
 def write_tars(
     selection: Selection,
@@ -89,7 +99,7 @@ def write_tars(
         shard_size: the most samples in a tar, which then are 00000.tar …; None: the tars of the corpus.
 
     Raises:
-        UsageError: a shard's name leads out of the folder, or ``paths`` lacks it.
+        UsageError: a shard's name is unsafe, or ``paths`` lacks it.
         NoisycleanError: a shard cannot be opened, or is not as it was scored.
     """
     done: dict[str, TarStats] = {}
@@ -102,7 +112,7 @@ def write_tars(
     with progress.task("counting" if dry_run else "writing shards", selection.rows, "pairs") as task:
         for planned in _plan(selection, paths, shard_size):
             made_from = planned.digest()
-            stats = _done(to, planned.name, made_from)
+            stats = _done(to, planned, made_from)
             if stats is not None:
                 kept += 1
             else:
@@ -140,8 +150,8 @@ def _plan(selection: Selection, paths: Mapping[str, str], shard_size: int | None
             yield PlannedTar(f"{number:05d}", several)
         return
     for shard, table in pieces:
-        if leads_out(shard.name):
-            raise UsageError(f"{shard.path}: the name {shard.name} leads out of the folder; use --shard-size")
+        if is_unsafe(shard.name):
+            raise UsageError(f"{shard.path}: {shard.name!r} is no safe name for a tar; use --shard-size")
         yield PlannedTar(shard.name, [(shard, table)])
 
 
@@ -187,11 +197,13 @@ def _read_stats(record: Path) -> TarStats | None:
         return None
 
 
-def _done(to: Path, name: str, made_from: str) -> TarStats | None:
+def _done(to: Path, planned: PlannedTar, made_from: str) -> TarStats | None:
     """The statistics of a tar that is done; None: it has to be written."""
-    record, tar, _ = _files(to, name)
+    record, tar, weights = _files(to, planned.name)
     stats = _read_stats(record)
     if stats is None or stats.made_from != made_from or not tar.is_file():
+        return None
+    if planned.weighted and not weights.is_file():
         return None
     return stats if tar.stat().st_size == stats.bytes else None
 
@@ -220,7 +232,7 @@ def _write_tar(
         made_from=made_from,
     )
     if not dry_run:
-        if WEIGHT in rows.schema.names:
+        if planned.weighted:
             write_parquet(weights, rows.select(["key", WEIGHT]))
         write_json(record, asdict(stats))
     return stats
@@ -246,21 +258,27 @@ def _copy_samples(
                     add_member(tar, f"{key}.{extension}", data)
                 tar.members = []  # type: ignore[attr-defined]  # or tarfile would keep them all
             elif status[fault] == 1:
-                progress.say(f"{planned.name}.tar: {key} of {shard.path} is left out, and its like: {fault}")
+                # Quoted and cut, since what is wrong may be characters that a terminal obeys, or the length.
+                progress.say(f"{planned.name}.tar: {key[:80]!r} of {shard.path} is left out, and its like: {fault}")
         chosen.append(table.filter(pa.array(good, pa.bool_())))
     return pa.concat_tables(chosen), status
 
 
 def _fault(raw: SampleMembers) -> str | None:
     """Why a sample cannot be in any tar."""
-    if any(leads_out(f"{raw.key}.{extension}") for extension in raw.members):
+    if any(is_unsafe(f"{raw.key}.{extension}") for extension in raw.members):
         return UNSAFE
     return INCOMPLETE if raw.fault not in (None, "duplicate key") else None
 
 
-def leads_out(name: str) -> bool:
-    """Whether a file of this name would be unpacked outside the folder it is unpacked to, on any system."""
-    return name.startswith("/") or ".." in re.split(r"[/\\]", name)
+def is_unsafe(name: str) -> bool:
+    """Whether a file of this name would, on some system, be unpacked outside the folder meant for it, or not at all.
+
+    Control characters are unsafe too: a terminal obeys some of them, and a NUL cuts the name short.
+    """
+    encoded = name.encode()
+    too_long = len(encoded) > _LONGEST_NAME or max(map(len, encoded.split(b"/"))) > _LONGEST_PART
+    return too_long or _DANGEROUS.match(name) is not None
 
 
 class _Source:
