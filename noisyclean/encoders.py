@@ -14,31 +14,45 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
-from torchvision.transforms import Compose, Normalize
+from torchvision.transforms import Compose, Normalize, Resize
+from torchvision.transforms.v2 import functional as pictures
 
+from noisyclean.corpus.decoding import Decode, decode_image, decode_reduced
 from noisyclean.device import choose_dtype
 from noisyclean.errors import UsageError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
 # Lengths of texts are rounded up to multiples of this: few enough kinds of passes, and little padding.
 _LENGTH_STEP = 8
+# A JPEG decoded at a smaller scale, but this many times as large as is needed, changes hardly a score once resized; one
+# just as large as needed moves one pair in seventy to another split (measured by benchmarks/decoding.py).
+_OVERSAMPLING = 2
+# Where open_clip's kinds of towers have their last layer; of several that are there, the first lies behind the others.
+_PICTURE_LAST = (
+    "visual.proj",
+    "visual.attnpool.c_proj",
+    "visual.head.proj",
+    "visual.head.mlp.fc2",
+    "visual.trunk.head",
+    "visual.trunk.head.fc",
+)
+_CAPTION_LAST = ("text_projection", "text.text_projection")
 # No caption fills a context window with more characters than this; what lies beyond is cut before tokenising.
 _MAX_CAPTION_CHARACTERS = 4096
 
@@ -47,14 +61,37 @@ open_clip.add_model_config(Path(__file__).parent / "encoder_configs")
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """What turns a picture and a caption into model input; picklable, so that worker processes can hold it."""
+    """What turns a picture and a caption into model input; picklable, so that worker processes can hold it.
 
-    picture: Any
+    Attributes:
+        picture: open_clip's validation transform, as far as pixels that are bytes.
+        tokenizer: open_clip's.
+        size: (height, width) of the model's input in pixels.
+        decode: ``exact``: pixels are those of ``picture``, which resizes with Pillow. ``fast``: torch resizes, in the
+            same way but for rounding, and a JPEG four times as large as ``size`` or more is decoded at a smaller scale.
+    """
+
+    picture: Compose
     tokenizer: Any
+    size: tuple[int, int]
+    decode: Decode
 
-    def pixels(self, image: Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """RGB picture → (H, W, 3) uint8, resized and cropped exactly as open_clip's validation transform does."""
-        return np.array(self.picture(image), dtype=np.uint8)
+    def pixels(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """The bytes of a picture → (H, W, 3) uint8, and the (width, height) that it has itself.
+
+        Raises:
+            UndecodableError: as :func:`noisyclean.corpus.decoding.decode_image`; the same pictures, however decoded.
+        """
+        if self.decode == "exact":
+            picture = decode_image(data)
+            return np.array(self.picture(picture)), picture.size
+        height, width = self.size
+        decoded, size = decode_reduced(data, (_OVERSAMPLING * height, _OVERSAMPLING * width))
+        resize = self.picture.transforms[0]
+        if not isinstance(resize, Resize):  # open_clip's own kinds of resizing take pictures only
+            return np.array(self.picture(Image.fromarray(decoded))), size
+        image = pictures.resize(torch.from_numpy(decoded).permute(2, 0, 1), resize.size, resize.interpolation)
+        return pictures.center_crop(image, list(self.size)).permute(1, 2, 0).numpy(), size
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """Captions → (B, context) int64."""
@@ -91,7 +128,8 @@ class DualEncoder:
 
     Attributes:
         model: the open_clip module.
-        config: ``{"model_cfg": …, "preprocess_cfg": …}``, as written to ``open_clip_config.json``.
+        config: ``{"model_cfg": …, "preprocess_cfg": …, "decode": …}``, as written to ``open_clip_config.json``; of
+            the last, which open_clip does not know, :class:`Preprocessor` tells.
         preprocessor: picture and caption preparation for this model.
         dtype: what autocast computes the towers in; None: float32. The embeddings are float32 in any case.
     """
@@ -107,7 +145,7 @@ class DualEncoder:
         # The last two, to-tensor and normalise, run on the device in batches (encode_image): same arithmetic, but
         # a quarter of the bytes between the worker processes and the model.
         assert isinstance(transforms[-1], Normalize)
-        self.preprocessor = Preprocessor(Compose(transforms[:-2]), tokenizer)
+        self.preprocessor = Preprocessor(Compose(transforms[:-2]), tokenizer, self.image_size, config["decode"])
         self._mean = torch.tensor(cfg.mean).view(1, 3, 1, 1)
         self._std = torch.tensor(cfg.std).view(1, 3, 1, 1)
 
@@ -136,6 +174,11 @@ class DualEncoder:
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
+
+    def decode_as(self, decode: Decode) -> None:
+        """Have pictures decoded so from now on. It is part of the fingerprint, and saved with the model."""
+        self.config = {**self.config, "decode": decode}
+        self.preprocessor = replace(self.preprocessor, decode=decode)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 → (B, d) unit-norm float32."""
@@ -294,6 +337,35 @@ def _causal_text(model: nn.Module) -> str | None:
     return name if pool == "argmax" and causal else None
 
 
+def last_projections(encoder: DualEncoder) -> tuple[list[Tensor], list[Tensor]]:
+    """The last linear layers of the picture's and the caption's tower: weights (d, width), and a bias (d,) if any.
+
+    These are views of the model's parameters: with each of them multiplied by W, (d, d), in place, so are the
+    embeddings before normalisation.
+
+    Raises:
+        UsageError: a tower ends in something else.
+    """
+    model = encoder.model
+    return _last_projection(model, "picture", _PICTURE_LAST), _last_projection(model, "caption", _CAPTION_LAST)
+
+
+def _last_projection(model: nn.Module, side: str, names: Sequence[str]) -> list[Tensor]:
+    for name in names:
+        try:
+            layer = attrgetter(name)(model)
+        except AttributeError:
+            continue
+        if isinstance(layer, nn.Linear):
+            return [layer.weight.detach()] if layer.bias is None else [layer.weight.detach(), layer.bias.detach()]
+        if isinstance(layer, nn.Parameter):
+            return [layer.detach().T]
+    raise UsageError(
+        f"encoder.frozen needs towers that end in a linear layer, and this model's {side} tower does not; "
+        "fit it without encoder.frozen, or name another"
+    )
+
+
 def create_encoder(
     name: str,
     pretrained: str | None = None,
@@ -343,7 +415,16 @@ def create_encoder(
         with torch.no_grad():
             model.logit_scale.fill_(math.log(1 / temperature))
     preprocess = {**open_clip.model.get_model_preprocess_cfg(model)}
-    return DualEncoder(model, {"model_cfg": config, "preprocess_cfg": preprocess}, tokenizer)
+    return DualEncoder(
+        model, {"model_cfg": config, "preprocess_cfg": preprocess, "decode": _recorded_decode(name)}, tokenizer
+    )
+
+
+def _recorded_decode(name: str) -> Decode:
+    """How a model that noisyclean saved had its pictures decoded."""
+    path = Path(name.removeprefix("local-dir:")) / CONFIG_FILE
+    recorded = json.loads(path.read_text(encoding="utf-8")).get("decode") if name.startswith("local-dir:") else None
+    return "exact" if recorded == "exact" else "fast"
 
 
 def load_encoder(spec: str) -> DualEncoder:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from noisyclean.cli.options import AsJson, Device, Workers
+from noisyclean.corpus.decoding import Decode
 
 
 def score(
@@ -68,6 +69,15 @@ def score(
             "that suits its caption best.",
         ),
     ] = False,
+    decode: Annotated[
+        Decode | None,
+        typer.Option(
+            "--decode",
+            help="fast: nearly open_clip's pixels, large JPEGs decoded at a smaller scale; exact: its very pixels.  "
+            "[default: as the RUN was fitted, else fast]",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -110,6 +120,7 @@ def score(
             out=out,
             fdr=fdr,
             rematch=rematch,
+            decode=decode,
             batch_size=batch_size,
             workers=workers,
             device=device,

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image as Picture
+
+Decode: TypeAlias = Literal["fast", "exact"]
+"""How pictures become model input: nearly as open_clip does it, at several times the speed, or to the pixel."""
 
 MAX_PIXELS = 100_000_000
 """A picture that claims more is refused before its pixels are decoded (decompression bombs)."""
@@ -26,19 +32,61 @@ def decode_image(data: bytes) -> Picture:
     Raises:
         UndecodableError: not a picture, truncated, or of more than ``MAX_PIXELS``.
     """
-    from PIL import Image, UnidentifiedImageError
+    return _load(_open(data))
 
-    kind = "picture"
+
+def decode_reduced(data: bytes, least: tuple[int, int]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Decode as :func:`decode_image` does, but a large JPEG no larger than needed.
+
+    libjpeg can decode at eighths of the size, and is the faster for it from a half downwards: the smallest such scale
+    is taken at which neither side is shorter than asked for.
+
+    Args:
+        least: (height, width) in pixels.
+
+    Returns:
+        The pixels, (H, W, 3) uint8, and the (width, height) of the whole picture.
+
+    Raises:
+        UndecodableError: as by :func:`decode_image`, in the same words.
+    """
+    import numpy as np
+    import simplejpeg
+
+    image = _open(data)
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        height, width = least
+        # Whatever it finds fault with is left to Pillow, which forgives some of it, and has words for the rest.
+        with suppress(ValueError):
+            return simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2), image.size
+    return np.array(_load(image)), image.size
+
+
+def _open(data: bytes) -> Picture:
+    """Read the header, and refuse by it what shall not be decoded."""
+    from PIL import Image
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with a picture is said in its row, not on the terminal
-            image: Image.Image = Image.open(io.BytesIO(data))
-            kind = image.format or kind
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise UndecodableError(f"{kind} of {pixels:,} pixels")
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                raise UndecodableError(f"{kind} of {image.width:,} × {image.height:,} pixels")
+            image = Image.open(io.BytesIO(data))
+    except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, KeyError … on hostile files
+        raise _fault("picture", error) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise UndecodableError(f"{image.format} of {image.width * image.height:,} pixels")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise UndecodableError(f"{image.format} of {image.width:,} × {image.height:,} pixels")
+    return image
+
+
+def _load(image: Picture) -> Picture:
+    """Decode what was opened."""
+    from PIL import Image
+
+    kind = image.format or "picture"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             image.load()
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
                 image = image.convert("I").point(lambda value: value / 256).convert("L")
@@ -47,12 +95,15 @@ def decode_image(data: bytes) -> Picture:
                 image = Image.new("RGBA", rgba.size, "white")
                 image.alpha_composite(rgba)
             return image.convert("RGB")
-    except UndecodableError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UndecodableError("not a picture") from error
-    except Image.DecompressionBombError as error:
-        raise UndecodableError("picture too large") from error
-    except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, KeyError … on hostile files
-        truncated = "truncat" in str(error).lower()
-        raise UndecodableError(f"truncated {kind}" if truncated else f"broken {kind}") from error
+    except Exception as error:
+        raise _fault(kind, error) from error
+
+
+def _fault(kind: str, error: Exception) -> UndecodableError:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return UndecodableError("not a picture")
+    if isinstance(error, Image.DecompressionBombError):
+        return UndecodableError("picture too large")
+    return UndecodableError(f"{'truncated' if 'truncat' in str(error).lower() else 'broken'} {kind}")

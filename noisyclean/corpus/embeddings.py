@@ -5,18 +5,25 @@
 * clip-retrieval's folders: ``img_emb/img_emb_0.npy``, ``text_emb/text_emb_0.npy``, ``metadata/metadata_0.parquet``.
 * Parquet with two columns of vectors (:data:`VECTOR_NAMES`), and any that describe the rows.
 
-Row i of both sides is pair i. One file, or part of a clip-retrieval folder, is one shard. npy files are mapped and
-Parquet is read by row groups; the arrays of an npz are loaded whole, those of one file at a time.
+Row i of both sides is pair i. One file, or part of a clip-retrieval folder, is one shard. npy files are mapped, and
+vectors in Parquet are read by pages, however large its row groups are; the arrays of an npz and what describes the rows
+are loaded whole, those of one file at a time.
+
+A row that holds no two vectors of the file's width becomes unreadable, and the rest is read. What describes a row and
+cannot be understood is null.
 """
 
 from __future__ import annotations
 
 import os
-import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Final, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from noisyclean.corpus.chunk import Chunk
 from noisyclean.corpus.identity import caption_id, image_id, pair_id
 from noisyclean.corpus.index import CorpusIndex
 from noisyclean.corpus.locate import Shard
@@ -32,6 +40,7 @@ from noisyclean.files import read_record, replacing, with_record, write_parquet
 from noisyclean.progress import SILENT, Progress
 
 Vectors: TypeAlias = NDArray[np.floating[Any]]
+_Batch: TypeAlias = tuple[Vectors, Vectors, pa.Array]  # (N, d) each side as it is, and the faults that its values lack
 
 ARRAY_NAMES: Final = (("img", "txt"), ("image", "text"), ("l14_img", "l14_txt"), ("b32_img", "b32_txt"))
 """Names of the two arrays, the first pair found being taken; the last two are those of DataComp's metadata."""
@@ -53,28 +62,11 @@ _KEY_DIGITS = 9
 _KEYS = ("key", "uid", "image_path")
 _TEXTS = {"uid": ("uid",), "url": ("url",), "caption": ("caption", "text")}
 _COUNTS = {"width": ("width", "original_width"), "height": ("height", "original_height")}
-
-
-@dataclass(frozen=True)
-class EmbeddedChunk:
-    """Consecutive pairs of one shard.
-
-    Attributes:
-        shard: the shard's name.
-        rows: ``key``, ``index``, ``uid``, ``url``, ``caption``, ``width``, ``height`` and ``fault`` of the N rows; one
-            with a ``fault`` has no embeddings.
-        ids: (R,) int64 hashes of the captions of the R readable rows in order, or of the texts' embeddings where there
-            is no caption.
-        image, text: (R, d) float32 unit-norm embeddings.
-        last: whether the shard ends with this chunk. Every shard ends with exactly one such chunk, maybe empty.
-    """
-
-    shard: str
-    rows: pa.Table
-    ids: NDArray[np.int64]
-    image: NDArray[np.float32]
-    text: NDArray[np.float32]
-    last: bool
+_WHOLE_NUMBER = r"^\s*(?P<digits>[0-9]{1,9})(?:\.[0-9]*)?\s*$"
+_PAGES = {"pre_buffer": False, "buffer_size": 1 << 20}
+"""Parquet piece by piece: else the columns of a row group, which may be the whole file, are fetched at once."""
+_NOT_READ = (OSError, EOFError, ValueError, RuntimeError, MemoryError, BadZipFile, zlib.error, TokenError)
+"""What pathlib, numpy, the zip it opens and pyarrow raise where they cannot read."""
 
 
 @dataclass(frozen=True)
@@ -99,24 +91,16 @@ def find_embeddings(spec: Path | str) -> list[Shard]:
     it is the number of the part. Where there are both npz and Parquet files, the latter describe the former.
 
     Raises:
-        UsageError: nothing matches.
+        UsageError: nothing matches, or it cannot be looked for.
     """
-    path = Path(spec).expanduser()
-    if (path / "img_emb").is_dir():
-        parts = sorted((path / "img_emb").glob("img_emb_*.npy"))
-        if not parts:
-            raise UsageError(f"{path / 'img_emb'}: no img_emb_*.npy in it; name a folder that clip-retrieval wrote")
-        return [Shard(_part_number(part), str(part)) for part in parts]
-    if path.is_dir():
-        found = list(path.rglob("*"))
-    elif path.is_file():
-        found = [path]
-    else:
-        found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if path.name else []
-    by_suffix = ([one for one in found if one.suffix == suffix and one.is_file()] for suffix in (".npz", ".parquet"))
-    files = next(filter(None, by_suffix), [])
+    try:
+        files = _matching_files(Path(spec).expanduser())
+    except _NOT_READ as error:
+        raise UsageError(f"{spec}: cannot look for embeddings there ({_why(error)}); give {LAYOUTS}") from error
     if not files:
         raise UsageError(f"{spec}: no embeddings there; give {LAYOUTS}")
+    if files[0].suffix == ".npy":
+        return [Shard(_part_number(part), str(part)) for part in files]
     root = os.path.commonpath([one.parent for one in files])
     named = (Shard(one.relative_to(root).with_suffix("").as_posix(), str(one)) for one in files)
     return sorted(named, key=lambda shard: shard.name)
@@ -133,13 +117,12 @@ def embedding_files(shard: Shard) -> list[Path]:
     return [path]
 
 
-def read_embeddings(
-    shards: Sequence[Shard], *, width: int | None = None, chunk_size: int = _CHUNK
-) -> Iterator[EmbeddedChunk]:
-    """Read the shards one after the other.
+def read_embeddings(shards: Sequence[Shard], *, width: int | None = None, chunk_size: int = _CHUNK) -> Iterator[Chunk]:
+    """Read the shards one after the other; the chunks hold (R, d) float32 unit-norm embeddings.
 
     A row's key is its ``key``, ``uid`` or the stem of its ``image_path``, the first of these that every row of the file
-    has and no two share; else the number of the row.
+    has and no two share; else the number of the row. The hash of a picture is that of its embedding, and so is the
+    hash of a caption where there is none.
 
     Args:
         shards: as :func:`find_embeddings` gives them.
@@ -151,7 +134,7 @@ def read_embeddings(
     """
     for shard in shards:
         for chunk in _read_shard(shard, chunk_size):
-            if len(chunk.ids):
+            if len(chunk.image):
                 width = width or chunk.image.shape[1]
                 if chunk.image.shape[1] != width:
                     raise UsageError(
@@ -164,31 +147,27 @@ def read_embeddings(
 def index_embeddings(shards: Sequence[Shard], *, progress: Progress = SILENT) -> CorpusIndex:
     """An index of embedded pairs, as :func:`noisyclean.corpus.index.index_corpus` makes one of tars.
 
-    The hash of a picture is that of its embedding.
-
     Raises:
         UsageError: as :func:`read_embeddings`.
     """
-    pairs: list[int] = []
-    usable = []
     hashes = []
-    ends = [0]
+    usable = []
+    counts = [0] * len(shards)
+    position = 0
     with progress.task("reading the embeddings", len(shards), "shards") as task:
         for chunk in read_embeddings(shards):
-            pairs.extend(pair_id(chunk.shard, key) for key in chunk.rows["key"].to_pylist())
-            readable = chunk.rows["fault"].is_null().to_numpy()
-            both = np.zeros((len(readable), 2), np.int64)
-            both[readable, 0] = chunk.ids
-            both[readable, 1] = [image_id(vector.tobytes()) for vector in chunk.image]
+            readable = chunk.readable
+            known = np.zeros((len(readable), 3), np.int64)
+            known[:, 0] = [pair_id(chunk.shard, key) for key in chunk.rows["key"].to_pylist()]
+            known[readable, 1], known[readable, 2] = chunk.caption_ids, chunk.image_ids
+            hashes.append(known)
             usable.append(readable)
-            hashes.append(both)
+            counts[position] += len(readable)
             if chunk.last:
-                ends.append(len(pairs))
+                position += 1
                 task.advance()
-    caption, image = np.concatenate(hashes).T.copy()
-    return CorpusIndex(
-        list(shards), np.array(ends), np.array(pairs, np.int64), caption, image, np.concatenate(usable).astype(np.bool_)
-    )
+    pair, caption, image = np.concatenate(hashes).T.copy()
+    return CorpusIndex(list(shards), np.cumsum([0, *counts]), pair, caption, image, np.concatenate(usable))
 
 
 def take_embeddings(
@@ -211,11 +190,12 @@ def take_embeddings(
         mask = wanted[index.rows_at(position)]
         first = 0
         for chunk in read_embeddings([shard]) if mask.any() else ():
-            readable = chunk.rows["fault"].is_null().to_numpy()
-            chosen = mask[first : first + len(readable)][readable]
-            images.append(chunk.image[chosen])
-            texts.append(chunk.text[chosen])
-            first += len(readable)
+            here = mask[first : first + chunk.rows.num_rows]
+            first += len(here)
+            chosen = here[chunk.readable]
+            if chosen.any():  # else its embeddings may have no width
+                images.append(chunk.image.numpy()[chosen])
+                texts.append(chunk.text.numpy()[chosen])
     return np.flatnonzero(wanted), np.concatenate(images), np.concatenate(texts)
 
 
@@ -275,17 +255,15 @@ def read_npz(path: Path, names: Sequence[tuple[str, str]] = ARRAY_NAMES) -> tupl
     """
     try:
         file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise UsageError(f"{path}: a single array; an npz file with two is needed")
-        with file:
-            found = _find_names(path, "arrays", file.files, names)
-            image, text = file[found[0]], file[found[1]]
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: not an npz file of embeddings ({error})") from error
-    for name, array in zip(found, (image, text), strict=True):
-        _require_vectors(f"{path}: {name}", array)
+    except _NOT_READ as error:
+        raise UsageError(f"{path}: not an npz file of embeddings ({_why(error)})") from error
+    if isinstance(file, np.ndarray):
+        raise UsageError(f"{path}: a single array; an npz file with two is needed")
+    with file:
+        found = _find_names(path, "arrays", file.files, names)
+        image, text = (_load_vectors(f"{path}: {name}", partial(file.__getitem__, name)) for name in found)
     if image.shape != text.shape:
         raise UsageError(
             f"{path}: {found[0]} is {list(image.shape)} but {found[1]} is {list(text.shape)}; row i of both is a pair"
@@ -293,7 +271,23 @@ def read_npz(path: Path, names: Sequence[tuple[str, str]] = ARRAY_NAMES) -> tupl
     return found, image, text
 
 
-def _read_shard(shard: Shard, chunk_size: int) -> Iterator[EmbeddedChunk]:
+def _matching_files(path: Path) -> list[Path]:
+    if (path / "img_emb").is_dir():
+        parts = sorted((path / "img_emb").glob("img_emb_*.npy"))
+        if not parts:
+            raise UsageError(f"{path / 'img_emb'}: no img_emb_*.npy in it; name a folder that clip-retrieval wrote")
+        return parts
+    if path.is_dir():
+        found = list(path.rglob("*"))
+    elif path.is_file():
+        found = [path]
+    else:
+        found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if path.name else []
+    by_suffix = ([one for one in found if one.suffix == suffix and one.is_file()] for suffix in (".npz", ".parquet"))
+    return next(filter(None, by_suffix), [])
+
+
+def _read_shard(shard: Shard, chunk_size: int) -> Iterator[Chunk]:
     path = Path(shard.path)
     if path.suffix == ".parquet":
         count, batches = _open_parquet(path, chunk_size)
@@ -302,111 +296,148 @@ def _read_shard(shard: Shard, chunk_size: int) -> Iterator[EmbeddedChunk]:
         count, batches = len(image), _slices(image, text, chunk_size)
     described = _describe(embedding_files(shard)[-1], count)
     first = 0
-    for image, text in batches:
-        rows = described.slice(first, len(image))
-        first += len(image)
-        yield _chunk(shard.name, rows, image, text, last=first == count)
+    for batch in batches:
+        rows = described.slice(first, len(batch[0]))
+        first += len(batch[0])
+        yield _chunk(shard.name, rows, batch, last=first == count)
     if count == 0:
-        yield _chunk(shard.name, described, np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32), last=True)
+        none = np.zeros((0, 1), np.float32)
+        yield _chunk(shard.name, described, (none, none, _no_faults(0)), last=True)
 
 
-def _chunk(shard: str, rows: pa.Table, image: Vectors, text: Vectors, *, last: bool) -> EmbeddedChunk:
-    image, image_fault = _unit_rows("image", image)
-    text, text_fault = _unit_rows("text", text)
-    fault = pc.coalesce(image_fault, text_fault)
-    readable = fault.is_null().to_numpy(zero_copy_only=False)
-    image, text = image[readable], text[readable]
-    captions = rows["caption"].filter(fault.is_null()).to_pylist()
-    ids = [
+def _chunk(shard: str, rows: pa.Table, batch: _Batch, *, last: bool) -> Chunk:
+    import torch
+
+    image, image_fault = _unit_rows("image", batch[0])
+    text, text_fault = _unit_rows("text", batch[1])
+    fault = pc.coalesce(batch[2], image_fault, text_fault)
+    readable = fault.is_null()
+    mask = readable.to_numpy(zero_copy_only=False)
+    image, text = image[mask], text[mask]
+    caption_ids = [
         caption_id(caption) if caption else image_id(vector.tobytes())
-        for caption, vector in zip(captions, text, strict=True)
+        for caption, vector in zip(rows["caption"].filter(readable).to_pylist(), text, strict=True)
     ]
-    return EmbeddedChunk(shard, rows.append_column("fault", fault), np.array(ids, np.int64), image, text, last)
+    return Chunk(
+        shard=shard,
+        rows=rows.append_column("fault", fault),
+        caption_ids=np.array(caption_ids, np.int64),
+        image_ids=np.array([image_id(vector.tobytes()) for vector in image], np.int64),
+        image=torch.from_numpy(image),
+        text=torch.from_numpy(text),
+        last=last,
+    )
 
 
 def _unit_rows(side: str, vectors: Vectors) -> tuple[NDArray[np.float32], pa.Array]:
     """The rows brought to length 1, and what is wrong with those that cannot be."""
+    wide = np.asarray(vectors, np.promote_types(vectors.dtype, np.float32))
+    # Squares of very large and very small values do not fit. A power of two changes no digit of a value.
+    _, exponent = np.frexp(np.abs(wide).max(axis=1, initial=0, keepdims=True))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        rows = np.asarray(vectors, np.float32)
+        rows = (wide / np.ldexp(wide.dtype.type(1), exponent - 1)).astype(np.float32, copy=False)
         length = np.linalg.norm(rows, axis=1, keepdims=True)
-        rows = rows / length
+        rows /= length
     fault = np.full(len(rows), None, dtype=object)
     fault[length[:, 0] == 0] = f"{side} embedding is zero"
     fault[~np.isfinite(length[:, 0])] = f"{side} embedding is missing or not finite"
     return rows, pa.array(fault, pa.string())
 
 
-def _slices(image: Vectors, text: Vectors, chunk_size: int) -> Iterator[tuple[Vectors, Vectors]]:
+def _no_faults(count: int) -> pa.Array:
+    return pa.nulls(count, pa.string())
+
+
+def _slices(image: Vectors, text: Vectors, chunk_size: int) -> Iterator[_Batch]:
     for start in range(0, len(image), chunk_size):
-        yield image[start : start + chunk_size], text[start : start + chunk_size]
+        here = slice(start, start + chunk_size)
+        yield image[here], text[here], _no_faults(len(image[here]))
 
 
 def _open_parts(shard: Shard) -> tuple[Vectors, Vectors]:
     """The two mapped arrays of a part of a clip-retrieval folder."""
-    sides = []
-    for path in embedding_files(shard)[:2]:
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such file; images and texts of a part belong together") from None
-        except (OSError, EOFError, ValueError) as error:
-            raise UsageError(f"{path}: not an npy file of embeddings ({error})") from error
-        if not isinstance(array, np.ndarray):
-            raise UsageError(f"{path}: several arrays; an npy file with one is needed")
-        _require_vectors(str(path), array)
-        sides.append(array)
-    image, text = sides
+    files = embedding_files(shard)[:2]
+    for path in files:
+        if not path.exists():
+            raise UsageError(f"{path}: no such file; images and texts of a part belong together")
+    image, text = (
+        _load_vectors(str(path), partial(np.load, path, mmap_mode="r", allow_pickle=False)) for path in files
+    )
     if image.shape != text.shape:
         raise UsageError(
-            f"{shard.path}: {list(image.shape)} but {embedding_files(shard)[1]} is {list(text.shape)}; "
-            "row i of both is a pair"
+            f"{shard.path}: {list(image.shape)} but {files[1]} is {list(text.shape)}; row i of both is a pair"
         )
     return image, text
 
 
-def _open_parquet(path: Path, chunk_size: int) -> tuple[int, Iterator[tuple[Vectors, Vectors]]]:
+def _load_vectors(where: str, load: Callable[[], Any]) -> Vectors:
+    """The array that ``load`` gives, if it is one of vectors; ``where`` names it."""
+    needed = "floats [pairs, width] are needed"
+    try:
+        array = load()
+    except _NOT_READ as error:
+        raise UsageError(f"{where} cannot be read ({_why(error)}); {needed}") from error
+    if not isinstance(array, np.ndarray):
+        raise UsageError(f"{where} is no array; {needed}")
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+        raise UsageError(f"{where} is {array.dtype} {list(array.shape)}; {needed}")
+    return array
+
+
+def _open_parquet(path: Path, chunk_size: int) -> tuple[int, Iterator[_Batch]]:
     """The number of rows, and the two columns of vectors in batches."""
     try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{path}: not a Parquet file ({error})") from error
+        file = pq.ParquetFile(path, **_PAGES)
+    except _NOT_READ as error:
+        raise UsageError(f"{path}: not a Parquet file ({_why(error)})") from error
     present = [column.name for column in file.schema_arrow if _is_vectors(column.type)]
     names = _find_names(path, "columns of vectors", present, VECTOR_NAMES)
+    _refuse_repeated(path, file, names)
 
-    def batches() -> Iterator[tuple[Vectors, Vectors]]:
-        for batch in _record_batches(path, file, chunk_size, names):
-            image, text = (_matrix(path, name, batch[name]) for name in names)
-            both = batch[names[0]].is_valid().to_numpy(False) & batch[names[1]].is_valid().to_numpy(False)
-            if both.any() and image.shape != text.shape:
-                raise UsageError(
-                    f"{path}: {names[0]} holds {image.shape[1]} values a row but {names[1]} {text.shape[1]}; "
-                    "both are by one model"
-                )
-            yield image, text
+    def batches() -> Iterator[_Batch]:
+        widths = [0, 0]
+        try:
+            for batch in file.iter_batches(chunk_size, columns=list(names)):
+                columns = [batch[name] for name in names]
+                widths = [width or _usual_width(column) for width, column in zip(widths, columns, strict=True)]
+                if all(widths) and widths[0] != widths[1]:
+                    raise UsageError(
+                        f"{path}: {names[0]} holds {widths[0]} values a row but {names[1]} {widths[1]}; "
+                        "both are by one model"
+                    )
+                image, text = map(_matrix, columns, widths)
+                yield image, text, pc.coalesce(*map(_odd_widths, ("image", "text"), columns, widths))
+        except _NOT_READ as error:
+            raise UsageError(f"{path}: a damaged Parquet file ({_why(error)}); fetch it again") from error
 
     return file.metadata.num_rows, batches()
 
 
-def _record_batches(
-    path: Path, file: pq.ParquetFile, chunk_size: int, names: tuple[str, str]
-) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from file.iter_batches(chunk_size, columns=list(names))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{path}: a damaged Parquet file ({error}); fetch it again") from error
+def _usual_width(column: pa.Array) -> int:
+    """How many values most vectors of a column have; 0: none has any.
+
+    A file's is that of its first vectors, so that an odd one among them is what is odd.
+    """
+    counts = np.bincount(pc.list_value_length(column).drop_null().to_numpy(), minlength=1)
+    counts[0] = 0
+    return int(counts.argmax())
 
 
-def _matrix(path: Path, name: str, column: pa.Array) -> Vectors:
-    """A column of vectors as ``[N, d]``, with NaN where there is none."""
-    vectors = column.drop_null()
-    widths = pc.unique(pc.list_value_length(vectors)).to_pylist()
-    if len(widths) > 1:
-        raise UsageError(f"{path}: {name} holds vectors of {widths[0]} and of {widths[1]} values; one width is needed")
-    width = widths[0] if widths else 1
-    values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), width)
-    matrix: Vectors = np.full((len(column), width), np.nan, values.dtype)
-    matrix[column.is_valid().to_numpy(zero_copy_only=False)] = values
+def _matrix(column: pa.Array, width: int) -> Vectors:
+    """A column of vectors as ``[N, width]``, with NaN where there is none of that width."""
+    fits = pc.fill_null(pc.equal(pc.list_value_length(column), width), False)
+    values = column.filter(fits).flatten().to_numpy(zero_copy_only=False)
+    matrix: Vectors = np.full((len(column), max(width, 1)), np.nan, values.dtype)
+    if width:
+        matrix[fits.to_numpy(zero_copy_only=False)] = values.reshape(-1, width)
     return matrix
+
+
+def _odd_widths(side: str, column: pa.Array, width: int) -> pa.Array:
+    """What is wrong with the vectors of another width."""
+    found = pc.list_value_length(column)
+    fault = pc.binary_join_element_wise(f"{side} embedding has", found.cast(pa.string()), f"values, not {width}", " ")
+    return pc.if_else(pc.equal(found, width), None, fault)
 
 
 def _is_vectors(kind: pa.DataType) -> bool:
@@ -440,20 +471,43 @@ def _read_descriptions(path: Path, count: int) -> dict[str, pa.ChunkedArray]:
         sources = {
             name: plain[there] for name, aliases in sought.items() if (there := next(filter(plain.get, aliases), None))
         }
+        _refuse_repeated(path, file, sources.values())
         table = file.read(columns=sorted(set(sources.values())))
-        found = {name: table[column] for name, column in sources.items()}
-        described = {name: _counts(one) if name in _COUNTS else one.cast(pa.string()) for name, one in found.items()}
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UsageError(f"{path}: cannot read what describes the embeddings ({error})") from error
+        texts = {name: _texts(table[column]) for name, column in sources.items()}
+    except _NOT_READ as error:
+        raise UsageError(f"{path}: cannot read what describes the embeddings ({_why(error)})") from error
+    described = {name: _counts(text) if name in _COUNTS else text for name, text in texts.items()}
     if "image_path" in described:
         described["image_path"] = pc.replace_substring_regex(described["image_path"], r"^.*/|\.[^./]*$", "")
     return described
 
 
-def _counts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    numbers = column.cast(pa.float64())
-    sound = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, 2**31))
-    return pc.if_else(sound, numbers, pa.scalar(None, pa.float64())).cast(pa.int32(), safe=False)
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Any plain column as strings, with null where one would not be UTF-8."""
+    texts = column.cast(pa.string(), safe=False)
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        texts = pa.chunked_array([[_decoded(raw) for raw in texts.cast(pa.binary()).to_pylist()]], pa.string())
+    return texts
+
+
+def _decoded(raw: bytes | None) -> str | None:
+    try:
+        return None if raw is None else raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _counts(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.struct_field(pc.extract_regex(texts, _WHOLE_NUMBER), "digits").cast(pa.int32())
+
+
+def _refuse_repeated(path: Path, file: pq.ParquetFile, names: Iterable[str]) -> None:
+    present = file.schema_arrow.names
+    for name in names:
+        if present.count(name) > 1:
+            raise UsageError(f"{path}: {present.count(name)} columns named {name}; rename all but one")
 
 
 def _find_names(path: Path, what: str, present: Sequence[str], names: Sequence[tuple[str, str]]) -> tuple[str, str]:
@@ -464,9 +518,9 @@ def _find_names(path: Path, what: str, present: Sequence[str], names: Sequence[t
     raise UsageError(f"{path}: needs the {what} {sought}, but has {', '.join(present) or 'none'}")
 
 
-def _require_vectors(where: str, array: NDArray[Any]) -> None:
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-        raise UsageError(f"{where} is {array.dtype} {list(array.shape)}; floats [pairs, width] are needed")
+def _why(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _part_number(path: Path) -> str:
@@ -480,5 +534,5 @@ def _saved(directory: Path, shard: str) -> Path:
 def _read_origin(path: Path) -> Origin | None:
     try:
         return read_record(pq.read_metadata(path).metadata, Origin)
-    except (OSError, pa.ArrowInvalid, KeyError):
+    except (*_NOT_READ, KeyError):
         return None

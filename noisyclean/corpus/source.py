@@ -80,9 +80,9 @@ class StreamSource:
         wanted = {shard.name: mask[index.rows_at(i)] for i, shard in enumerate(index.shards)}
         shards = index.shards if order is None else [index.shards[i] for i in order]
         for chunk in stream_chunks(shards, self._preparer, chunk_size=256, workers=self._workers, wanted=wanted):
-            positions = [first[chunk.shard] + sample.index for sample in chunk.readable()]
-            if positions:
-                yield Batch(torch.tensor(positions), chunk.pixels, chunk.tokens)
+            index = chunk.rows["index"].to_numpy()[chunk.readable]
+            if len(index):
+                yield Batch(torch.from_numpy(first[chunk.shard] + index), chunk.image, chunk.text)
 
 
 class MemorySource:

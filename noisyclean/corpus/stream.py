@@ -2,57 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from noisyclean.corpus.decoding import UndecodableError, decode_image
+from noisyclean.corpus.chunk import ROWS, Chunk
+from noisyclean.corpus.decoding import UndecodableError
+from noisyclean.corpus.identity import caption_id, image_id
 from noisyclean.corpus.locate import Shard
 from noisyclean.corpus.shards import Sample, ShardReader
 from noisyclean.errors import NoisycleanError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 class Preparer(Protocol):
     """What makes model input of a picture and of captions (:class:`noisyclean.encoders.Preprocessor`)."""
 
-    def pixels(self, image: Image) -> NDArray[np.uint8]: ...
+    def pixels(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]: ...
 
     def tokens(self, captions: Sequence[str]) -> Tensor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive samples of one shard.
-
-    Attributes:
-        shard: the shard's name.
-        samples: without their image bytes; a sample with a ``fault`` has no pixels.
-        pixels: (R, H, W, 3) uint8, of the R readable samples in order.
-        tokens: (R, context) int64.
-        last: whether the shard ends with this chunk. Every shard ends with exactly one such chunk, maybe empty.
-        damage: on the last chunk: what is wrong with the tar, if anything.
-    """
-
-    shard: str
-    samples: list[Sample]
-    pixels: Tensor
-    tokens: Tensor
-    last: bool
-    damage: str | None = None
-
-    def readable(self) -> list[Sample]:
-        """The samples that ``pixels`` and ``tokens`` stand for."""
-        return [sample for sample in self.samples if sample.fault is None]
 
 
 def stream_chunks(
@@ -62,7 +38,8 @@ def stream_chunks(
     chunk_size: int,
     workers: int,
     wanted: Mapping[str, NDArray[np.bool_]] | None = None,
-    pin_memory: bool = False,
+    in_order: bool = True,
+    niceness: int = 0,
 ) -> Iterator[Chunk]:
     """Decode ``shards`` in ``workers`` processes (0: in this one).
 
@@ -72,7 +49,10 @@ def stream_chunks(
     Args:
         wanted: for each shard a mask over its samples; others are left out altogether, without being decoded.
             Shards it does not name are skipped.
-        pin_memory: whether tensors are put into page-locked memory, for faster copies to a GPU.
+        in_order: whether shards are interleaved the same way at every call, the workers taking turns; else whoever is
+            ready hands over, and nobody waits for a slow one.
+        niceness: by how much the workers give way to other processes: above 0 where the model computes on the same
+            cores, which then decode while it waits.
     """
     if wanted is not None:
         shards = [shard for shard in shards if shard.name in wanted and wanted[shard.name].any()]
@@ -86,11 +66,24 @@ def stream_chunks(
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
+            in_order=in_order,
+            worker_init_fn=partial(_give_way, niceness) if workers else None,
         )
     for chunk in loader:
         if isinstance(chunk, NoisycleanError):
             raise chunk
-        yield (_pinned(chunk) if pin_memory else chunk)
+        yield chunk
+
+
+def _give_way(niceness: int, worker: int) -> None:
+    os.nice(niceness)
+
+
+class _Picture(NamedTuple):
+    """A picture's hash, and what the model takes: (H, W, 3) uint8."""
+
+    id: int
+    pixels: NDArray[np.uint8]
 
 
 class _ChunkDataset(IterableDataset["Chunk | NoisycleanError"]):
@@ -119,38 +112,44 @@ class _ChunkDataset(IterableDataset["Chunk | NoisycleanError"]):
         mask = None if self.wanted is None else self.wanted[shard.name]
         reader = ShardReader(shard)
         samples: list[Sample] = []
-        pixels: list[NDArray[np.uint8]] = []
+        pictures: list[_Picture] = []
         for sample in reader:
             if mask is not None and not (sample.index < len(mask) and mask[sample.index]):
                 continue
             # Yielded before adding, so that the last chunk is never one too early.
             if len(samples) == self.chunk_size:
-                yield self._chunk(shard, samples, pixels, last=False, damage=None)
-                samples, pixels = [], []
+                yield self._chunk(shard, samples, pictures)
+                samples, pictures = [], []
             if sample.fault is None:
                 assert sample.image is not None
                 try:
-                    picture = decode_image(sample.image)
-                    sample.width, sample.height = sample.width or picture.width, sample.height or picture.height
-                    pixels.append(self.preparer.pixels(picture))
+                    pixels, (width, height) = self.preparer.pixels(sample.image)
+                    sample.width, sample.height = sample.width or width, sample.height or height
+                    pictures.append(_Picture(image_id(sample.image), pixels))
                 except UndecodableError as error:
                     sample.fault = str(error)
             sample.image = None
             samples.append(sample)
-        yield self._chunk(shard, samples, pixels, last=True, damage=reader.damage)
+        yield self._chunk(shard, samples, pictures, last=True, damage=reader.damage)
 
     def _chunk(
-        self, shard: Shard, samples: list[Sample], pixels: list[NDArray[np.uint8]], *, last: bool, damage: str | None
+        self,
+        shard: Shard,
+        samples: list[Sample],
+        pictures: list[_Picture],
+        *,
+        last: bool = False,
+        damage: str | None = None,
     ) -> Chunk:
+        rows = [pa.array([getattr(sample, one.name) for sample in samples], one.type) for one in ROWS]
         captions = [sample.caption or "" for sample in samples if sample.fault is None]
-        if not captions:
-            return Chunk(shard.name, samples, torch.empty(0, dtype=torch.uint8), torch.empty(0), last, damage)
         return Chunk(
-            shard.name, samples, torch.from_numpy(np.stack(pixels)), self.preparer.tokens(captions), last, damage
+            shard.name,
+            pa.table(rows, schema=ROWS),
+            np.array([caption_id(caption) for caption in captions], np.int64),
+            np.array([picture.id for picture in pictures], np.int64),
+            torch.from_numpy(np.stack([picture.pixels for picture in pictures])) if captions else torch.empty(0),
+            self.preparer.tokens(captions) if captions else torch.empty(0),
+            last,
+            damage,
         )
-
-
-def _pinned(chunk: Chunk) -> Chunk:
-    return Chunk(
-        chunk.shard, chunk.samples, chunk.pixels.pin_memory(), chunk.tokens.pin_memory(), chunk.last, chunk.damage
-    )

@@ -7,6 +7,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, model_validator
 
+from noisyclean.corpus.decoding import Decode
 from noisyclean.recipe.objectives import NcrObjective, ObjectiveRecipe, SremObjective
 from noisyclean.recipe.section import Section
 
@@ -16,8 +17,17 @@ class EncoderRecipe(Section):
 
     name: str = Field("noisyclean-tiny", description="an open_clip model name, or one of noisyclean's own")
     pretrained: str | None = Field(None, description="an open_clip tag or a weights file to start from; null: scratch")
+    frozen: bool = Field(
+        False,
+        description="the towers stay as they are and run once a pair; only a linear map behind each, and the "
+        "temperature, are trained",
+    )
     image_size: int | None = Field(None, ge=16, description="side of the input picture in pixels; null: the model's")
     context_length: int | None = Field(None, ge=4, description="caption tokens kept; null: the model's")
+    decode: Decode = Field(
+        "fast",
+        description="fast: nearly open_clip's pixels, large JPEGs decoded at a smaller scale; exact: its very pixels",
+    )
     temperature: float | None = Field(
         None, gt=0, description="initial softmax temperature; null: that of the pretrained weights, from scratch 0.05"
     )
@@ -69,6 +79,20 @@ class Recipe(Section):
         "what it has trained on, and a hold-out that tells how much that flatters",
     )
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _frozen_is_of_use(self) -> Recipe:
+        encoder, shift = self.encoder, self.optimiser.shift
+        if encoder.frozen and encoder.pretrained is None and ":" not in encoder.name:
+            raise ValueError(
+                f"encoder.frozen is set, but {encoder.name} has no weights that were worth keeping; name some in "
+                "encoder.pretrained, or a saved model (local-dir:FOLDER) in encoder.name"
+            )
+        if encoder.frozen and shift:
+            raise ValueError(
+                f"optimiser.shift is {shift}, but with encoder.frozen each picture is seen only once; set it to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _filters_at_all(self) -> Recipe:

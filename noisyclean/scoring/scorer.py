@@ -14,17 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyclean.corpus.embeddings import EmbeddedChunk
-from noisyclean.corpus.identity import caption_id, pair_id
-from noisyclean.corpus.shards import Sample
-from noisyclean.corpus.stream import Chunk
-from noisyclean.manifest.schema import MEASURED, PART_SCHEMA, REMATCH, SAMPLE, STATISTICS
+from noisyclean.corpus.chunk import ROWS, Chunk
+from noisyclean.corpus.identity import pair_id
+from noisyclean.manifest.schema import PART_SCHEMA, STATISTICS
 from noisyclean.scoring.folds import FoldMap
 from noisyclean.scoring.reference import BankedEncoder
+from noisyclean.scoring.window import FOUND, Window
 
-_FROM_SAMPLE = (*(name for name in SAMPLE if name != "shard"), "fault")
 NOT_FINITE = "score is not finite"
-_FOUND = (*MEASURED, *REMATCH)
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,17 @@ class NoEncoder:
         """No gradients."""
         return torch.inference_mode()
 
-    def encode(self, image: Tensor, text: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Two (B, d) unit-norm float32 as they are, on the device."""
-        return image.to(self.device), text.to(self.device)
+    def encode_image(self, image: Tensor, /) -> Tensor:
+        """(B, d) unit-norm float32 as they are, on the device."""
+        return image.to(self.device)
+
+    def encode_text(self, text: Tensor, /) -> Tensor:
+        """(B, d) unit-norm float32 as they are, on the device."""
+        return text.to(self.device)
+
+    def text_lengths(self, text: Tensor, /) -> NDArray[np.int64]:
+        """(B,) zeros: there is no context to fill."""
+        return np.zeros(len(text), np.int64)
 
     def fingerprint(self) -> str:
         """The origin: there are no weights to digest."""
@@ -111,9 +116,7 @@ class Scorer:
 class ScoringStream:
     """Takes chunks in, gives whole shards out.
 
-    Pairs queue up for their model until there are ``width`` of them, whatever chunks and shards they come from. Every
-    forward pass so has the same shape, and a pair's score does not depend on what it happened to come with: matrix
-    products of other shapes are rounded otherwise.
+    Pairs wait in the window of their model, whatever chunks and shards they come from (:mod:`~.window`).
 
     Attributes:
         samples: how many came in so far.
@@ -123,42 +126,30 @@ class ScoringStream:
         """``rematch``: whether the best partners of each pair are looked for, or else their columns are null."""
         self._scorer = scorer
         self._rematch = rematch
-        self._queues = [
-            _Queue(model, fold, width, keep_embeddings, rematch) for fold, model in enumerate(scorer.models)
-        ]
+        self._queues = [_Queue(Window(model, width, rematch=rematch), keep_embeddings) for model in scorer.models]
         self._open: dict[str, _ShardRows] = {}
         self.samples = 0
 
-    def add(self, chunk: Chunk | EmbeddedChunk) -> Iterator[ScoredShard]:
+    def add(self, chunk: Chunk) -> Iterator[ScoredShard]:
         """Take a chunk; yields the shards that it (or the passes it set off) completed."""
         shard = self._open.setdefault(chunk.shard, _ShardRows(chunk.shard))
-        shard.read = chunk.last
-        before = shard.count
-        if isinstance(chunk, EmbeddedChunk):
-            rows = chunk.rows
-            ids, image, text = chunk.ids, torch.from_numpy(chunk.image), torch.from_numpy(chunk.text)
-        else:
-            rows = _sample_rows(chunk.samples)
-            ids = np.array([caption_id(sample.caption or "") for sample in chunk.readable()], np.int64)
-            image, text = chunk.pixels, chunk.tokens
-            shard.damage = chunk.damage
-        readable = shard.append(rows)
-        pairs = self._pair_ids(chunk.shard, rows)
-        self.samples += shard.count - before
-        folds = self._scorer.fold_of(ids)
-        shard.judges.append((readable, folds, self._scorer.is_in_sample(ids, chunk.shard)))
-        for queue in self._queues:
-            (at,) = np.nonzero(folds == queue.fold)
-            if len(at):
-                queue.add(_Waiting(shard, readable[at], ids[at], pairs[at], image[at], text[at]))
+        shard.read, shard.damage = chunk.last, chunk.damage
+        readable = shard.append(chunk)
+        self.samples += chunk.rows.num_rows
+        pairs = self._pair_ids(chunk)
+        folds = self._scorer.fold_of(chunk.caption_ids)
+        shard.judges.append((readable, folds, self._scorer.is_in_sample(chunk.caption_ids, chunk.shard)))
+        for fold, queue in enumerate(self._queues):
+            (at,) = np.nonzero(folds == fold)
+            queue.add(shard, readable, chunk, pairs, at)
         yield from self._complete()
 
-    def _pair_ids(self, shard: str, rows: pa.Table) -> NDArray[np.int64]:
+    def _pair_ids(self, chunk: Chunk) -> NDArray[np.int64]:
         """Hashes of (shard, key) of the readable rows; zeros where nobody asks who is in the bank."""
-        keys = rows["key"].filter(rows["fault"].is_null())
+        keys = chunk.rows["key"].filter(pa.array(chunk.readable))
         if not self._rematch:
             return np.zeros(len(keys), np.int64)
-        return np.array([pair_id(shard, key) for key in keys.to_pylist()], np.int64)
+        return np.array([pair_id(chunk.shard, key) for key in keys.to_pylist()], np.int64)
 
     def finish(self) -> Iterator[ScoredShard]:
         """Score what still waits; yields the last shards."""
@@ -169,14 +160,6 @@ class ScoringStream:
     def _complete(self) -> Iterator[ScoredShard]:
         for name in [name for name, rows in self._open.items() if rows.complete]:
             yield self._open.pop(name).scored()
-
-
-def _sample_rows(samples: Sequence[Sample]) -> pa.Table:
-    columns = {
-        name: pa.array([getattr(sample, name) for sample in samples], PART_SCHEMA.field(name).type)
-        for name in _FROM_SAMPLE
-    }
-    return pa.table(columns)
 
 
 @dataclass
@@ -196,11 +179,11 @@ class _ShardRows:
     def complete(self) -> bool:
         return self.read and self.waiting == 0
 
-    def append(self, rows: pa.Table) -> NDArray[np.int64]:
+    def append(self, chunk: Chunk) -> NDArray[np.int64]:
         """Append the rows of a chunk; returns the places of the readable ones."""
-        readable = self.count + np.flatnonzero(rows["fault"].is_null().to_numpy())
-        self.rows.append(rows)
-        self.count += rows.num_rows
+        readable = self.count + np.flatnonzero(chunk.readable)
+        self.rows.append(chunk.rows)
+        self.count += chunk.rows.num_rows
         self.waiting += len(readable)
         return readable
 
@@ -209,20 +192,20 @@ class _ShardRows:
         in_sample = np.zeros(self.count, np.bool_)
         for at, folds, trained_on in self.judges:
             fold[at], in_sample[at] = folds, trained_on
-        scores = np.full((self.count, len(_FOUND)), np.nan)
+        scores = np.full((self.count, len(FOUND)), np.nan)
         for one in self.found:
             scores[one.at] = one.scores
         rows = pa.concat_tables(self.rows)
         # An overflow in half precision, or broken weights: of such a pair nothing is known.
         unknown = rows["fault"].is_null().to_numpy() & ~np.isfinite(scores[:, : len(STATISTICS)]).all(axis=1)
         scores[unknown] = np.nan
-        columns = {name: rows[name] for name in _FROM_SAMPLE}
+        columns = {name: rows[name] for name in ROWS.names}
         columns["fault"] = pc.if_else(pa.array(unknown), NOT_FINITE, rows["fault"].combine_chunks())
         unreadable = columns["fault"].is_valid().to_numpy(zero_copy_only=False)
         columns["shard"] = pa.repeat(self.shard, self.count)
         columns["fold"] = pa.array(fold, PART_SCHEMA.field("fold").type, mask=unreadable)
         columns["in_sample"] = pa.array(in_sample, mask=unreadable)
-        for i, name in enumerate(_FOUND):
+        for i, name in enumerate(FOUND):
             columns[name] = pa.array(scores[:, i], mask=np.isnan(scores[:, i])).cast(PART_SCHEMA.field(name).type)
         table = pa.table([columns[name] for name in PART_SCHEMA.names], schema=PART_SCHEMA)
         return ScoredShard(self.shard, table, self.damage, self._embeddings())
@@ -240,100 +223,47 @@ class _ShardRows:
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found of some pairs of a shard; ``scores`` are the columns ``_FOUND``, NaN where there is nothing."""
+    """What was found of some pairs of a shard: the columns ``FOUND``, and the embeddings where they are kept."""
 
     at: NDArray[np.int64]
-    scores: NDArray[np.float64]  # which holds both float32 and places exactly
+    scores: NDArray[np.float64]
     embeddings: tuple[NDArray[np.float16], NDArray[np.float16]] | None
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    """Pairs of one shard that wait for one model.
-
-    ``ids`` are hashes of captions, ``pairs`` of (shard, key); ``image`` and ``text`` are what the encoder takes.
-    """
-
-    shard: _ShardRows
-    at: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    pairs: NDArray[np.int64]
-    image: Tensor
-    text: Tensor
-
-    def part(self, where: slice) -> _Waiting:
-        at, ids, pairs = self.at[where], self.ids[where], self.pairs[where]
-        return _Waiting(self.shard, at, ids, pairs, self.image[where], self.text[where])
-
-
-@dataclass
 class _Queue:
-    model: BankedEncoder
-    fold: int
-    width: int
-    keep_embeddings: bool
-    rematch: bool
-    waiting: list[_Waiting] = field(default_factory=list)
-    count: int = 0
+    """The window of one model, and where in their shards its pairs belong."""
 
-    def add(self, pairs: _Waiting) -> None:
-        while self.count + len(pairs.at) >= self.width:
-            room = self.width - self.count
-            self._append(pairs.part(slice(0, room)))
-            pairs = pairs.part(slice(room, None))
-            self.flush()
-        self._append(pairs)
+    def __init__(self, window: Window, keep_embeddings: bool) -> None:
+        self._window = window
+        self._keep_embeddings = keep_embeddings
+        self._waiting: list[tuple[_ShardRows, NDArray[np.int64]]] = []
 
-    def _append(self, pairs: _Waiting) -> None:
-        if len(pairs.at):
-            self.waiting.append(pairs)
-            self.count += len(pairs.at)
+    def add(
+        self, shard: _ShardRows, rows: NDArray[np.int64], chunk: Chunk, pairs: NDArray[np.int64], at: NDArray[np.int64]
+    ) -> None:
+        """Take the readable pairs ``at`` of a chunk; ``rows`` says where in the shard each readable one lies."""
+        while len(at):
+            now, at = np.split(at, [self._window.room])
+            self._window.add(chunk, pairs, now)
+            self._waiting.append((shard, rows[now]))
+            if self._window.room == 0:
+                self.flush()
 
     def flush(self) -> None:
-        if not self.waiting:
+        """Score what waits, and hand each shard its own."""
+        if not self._waiting:
             return
-        image, text, scores = self._forward(
-            torch.cat([one.image for one in self.waiting]),
-            torch.cat([one.text for one in self.waiting]),
-            np.concatenate([one.ids for one in self.waiting]),
-            np.concatenate([one.pairs for one in self.waiting]),
-        )
-        # Converted once for the pass: what waits may be of many shards.
-        halves = (_half(image), _half(text)) if self.keep_embeddings else None
+        found = self._window.scores()
+        # Converted once for the window: what waits may be of many shards.
+        halves = (_half(found.image), _half(found.text)) if self._keep_embeddings else None
         first = 0
-        for one in self.waiting:
-            here = slice(first, first + len(one.at))
+        for shard, at in self._waiting:
+            here = slice(first, first + len(at))
             embeddings = None if halves is None else (halves[0][here], halves[1][here])
-            one.shard.found.append(_Found(one.at, scores[here], embeddings))
-            one.shard.waiting -= len(one.at)
+            shard.found.append(_Found(at, found.columns[here], embeddings))
+            shard.waiting -= len(at)
             first = here.stop
-        self.waiting, self.count = [], 0
-
-    def _forward(
-        self, image: Tensor, text: Tensor, ids: NDArray[np.int64], pairs: NDArray[np.int64]
-    ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
-        """The embeddings and scores of a pass, padded to ``width`` with its last pair."""
-        missing = self.width - len(ids)
-        encoder, bank = self.model.encoder, self.model.bank
-        rematched = np.full((len(ids), len(REMATCH)), np.nan)
-        with encoder.inference():
-            image, text = encoder.encode(_padded(image, missing), _padded(text, missing))
-            padded = image, text, np.concatenate([ids, np.repeat(ids[-1:], missing)])
-            if self.rematch:
-                found, partners = bank.score_and_rematch(*padded)
-                place = bank.places_of(ids, pairs)
-                rematched[:, 0] = np.where(place >= 0, place, np.nan)
-                rematched[:, 1:] = np.column_stack([one[: len(ids)].cpu().numpy() for one in partners])
-            else:
-                found = bank.score(*padded)
-            columns = torch.stack([getattr(found, name) for name in STATISTICS], dim=1)[: len(ids)].cpu().numpy()
-        score = columns[:, STATISTICS.index("match_score")]
-        p = np.column_stack([bank.p_values(score), bank.near_miss_p_values(score)])
-        return image, text, np.column_stack([columns, p, rematched])
-
-
-def _padded(batch: Tensor, missing: int) -> Tensor:
-    return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
+        self._waiting = []
 
 
 def _half(embeddings: Tensor) -> NDArray[np.float16]:

@@ -1,12 +1,14 @@
-"""Every mode of picture becomes RGB; whatever cannot says why."""
+"""Every mode of picture becomes RGB; whatever cannot says why, the same whichever way it is decoded."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import warnings
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from noisyclean.corpus.decoding import MAX_PIXELS, UndecodableError, decode_image
+import noisyclean
+from noisyclean.corpus.decoding import MAX_PIXELS, UndecodableError, decode_image, decode_reduced
+from noisyclean.encoders import DualEncoder
+from noisyclean.errors import UsageError
 
 
 def encode(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
@@ -117,3 +122,115 @@ def test_a_picture_of_extreme_shape_is_refused() -> None:
     """Its short side would be resized to the model's input, and the long one with it."""
     with pytest.raises(UndecodableError, match="1 × 30,000 pixels"):
         decode_image(encode_image(0, (1, 30_000)))
+
+
+WHOLE = (10_000, 10_000)
+"""Asked for at least so much, no picture of these tests is reduced."""
+
+
+def photo(mode: str = "RGB", size: tuple[int, int] = (120, 90)) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def outcome_of_both(data: bytes) -> str | None:
+    """Why the picture is refused, if it is, by both ways of decoding; if not, their pixels are the same."""
+    try:
+        expected = decode_image(data)
+    except UndecodableError as error:
+        for least in (WHOLE, (8, 8)):
+            with pytest.raises(UndecodableError, match=f"^{re.escape(str(error))}$"):
+                decode_reduced(data, least)
+        return str(error)
+    pixels, size = decode_reduced(data, WHOLE)
+    assert size == expected.size
+    assert np.array_equal(pixels, np.asarray(expected))
+    return None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"restart_marker_blocks": 2},
+        {"keep_rgb": True},
+        {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"},  # lies on its side
+        {"icc_profile": b"no profile"},
+    ],
+)
+def test_every_kind_of_jpeg_is_the_same_either_way(mode: str, options: dict[str, Any]) -> None:
+    data = encode(photo(mode), "JPEG", **options)
+    assert outcome_of_both(data) is None
+    outcome_of_both(data[:-2])  # without its end mark
+    assert outcome_of_both(data + b"more") is None
+    assert outcome_of_both(data[: len(data) * 2 // 3]) == "truncated JPEG"
+    assert outcome_of_both(data[:100]) in ("not a picture", "truncated picture", "broken picture", "truncated JPEG")
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "GIF", "WEBP", "BMP", "TIFF", "MPO"])
+def test_other_formats_are_the_same_either_way(image_format: str) -> None:
+    data = encode(photo(), image_format)
+    assert outcome_of_both(data) is None
+    assert outcome_of_both(data[: len(data) // 2]) is not None
+
+
+def test_a_jpeg_bomb_is_refused_by_its_header() -> None:
+    data = encode(photo(), "JPEG")
+    at = data.index(b"\xff\xc0") + 5
+    sides = {(12_000, 9_000): "JPEG of 108,000,000 pixels", (65_000, 65_000): "picture too large"}
+    for (width, height), reason in sides.items():
+        assert outcome_of_both(data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]) == reason
+    assert outcome_of_both(data[:at] + struct.pack(">HH", 90, 9_001) + data[at + 4 :]) == "JPEG of 9,001 × 90 pixels"
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"),
+    [
+        ((224, 224), (240, 320)),
+        ((240, 320), (240, 320)),
+        ((240, 321), (480, 640)),  # 5/8 would do, but takes longer than the whole
+        ((224, 300), (240, 320)),
+        ((64, 64), (120, 160)),
+        ((60, 60), (60, 80)),
+        ((1, 1), (60, 80)),
+        ((500, 500), (480, 640)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_large_jpeg_is_decoded_no_larger_than_needed(
+    mode: str, least: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    data = encode(photo(mode, (640, 480)), "JPEG", quality=95)
+    pixels, size = decode_reduced(data, least)
+    assert size == (640, 480)
+    assert pixels.shape == (*expected, 3)
+    smaller = decode_image(data).resize(expected[::-1], Image.Resampling.BOX)
+    assert np.abs(pixels.astype(int) - np.asarray(smaller)).mean() < 1
+
+
+@given(st.data())
+def test_broken_jpegs_are_the_same_either_way(data: st.DataObject) -> None:
+    image = bytearray(encode(photo(), "JPEG", progressive=data.draw(st.booleans())))
+    for at in data.draw(st.lists(st.integers(0, len(image) - 1), max_size=4)):
+        image[at] = data.draw(st.integers(0, 255))
+    outcome_of_both(bytes(image[: data.draw(st.integers(1, len(image)))]))
+
+
+def test_scores_of_one_folder_are_of_one_way_of_decoding(
+    faulty_corpus: Path, encoder: DualEncoder, tmp_path: Path
+) -> None:
+    encoder.save(tmp_path / "model")
+    out = {}
+    for decode in ("fast", "exact"):
+        how: dict[str, Any] = {"model": tmp_path / "model", "out": tmp_path / decode, "workers": 0}
+        out[decode] = noisyclean.score(str(faulty_corpus), decode=decode, **how).pairs
+        other = "exact" if decode == "fast" else "fast"
+        with pytest.raises(UsageError, match=f"{decode}: scored with --decode {decode}; give that again"):
+            noisyclean.score(str(faulty_corpus), decode=other, **how)
+    assert out["fast"] == out["exact"]
+    with pytest.raises(UsageError, match="leave out --decode"):
+        noisyclean.score(embeddings=tmp_path, decode="fast", out=tmp_path / "embedded")

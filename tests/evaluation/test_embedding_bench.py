@@ -203,7 +203,7 @@ def test_odd_files_are_refused_in_words(tmp_path: Path) -> None:
     image, text = make_pairs(40)
     text[7, 2] = np.nan
     refuse("row 7 of txt", img=image, txt=text)
-    refuse("not an npz", img=image, txt=np.array([object()] * 40))
+    refuse("txt cannot be read", img=image, txt=np.array([object()] * 40))
     np.savez(path, img=image, txt=text)
     with pytest.raises(UsageError, match="needs the arrays a and b, but has img, txt"):
         bench_embeddings(path, keys=("a", "b"))

@@ -23,6 +23,7 @@ from noisyclean.corpus.source import StreamSource
 from noisyclean.encoders import DualEncoder
 from noisyclean.errors import UsageError
 from noisyclean.manifest.schema import MEASURED, REMATCH
+from noisyclean.scoring import window
 from noisyclean.scoring.folds import FoldMap
 from noisyclean.scoring.reference import ReferenceBank, ReferenceModel, embed
 from noisyclean.scoring.run import RunRecord, fold_directory, write_folds, write_record
@@ -166,7 +167,10 @@ class TestEmbedded:
         pd.testing.assert_frame_equal(read(tmp_path), before)
         pd.testing.assert_frame_equal(score(corpus, tmp_path, rematch=first), before)
 
-    def test_interrupted_it_goes_on(self, corpus: Path, out: Path, tmp_path: Path) -> None:
+    def test_interrupted_it_goes_on(
+        self, corpus: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(window, "PASSES", 2)  # or all pairs wait together until the end
         with pytest.raises(KeyboardInterrupt):
             score(corpus, tmp_path, batch_size=32, progress=Listener("120 pairs"))
         assert len(list((tmp_path / "scores").iterdir())) == 1

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import read_tar
+import torch
+from helpers import encode_noise, read_tar, write_tar
 from scipy.special import log_softmax, logsumexp
 
 from noisyclean.corpus.identity import caption_id
-from noisyclean.corpus.index import CorpusIndex
+from noisyclean.corpus.index import CorpusIndex, index_corpus
 from noisyclean.corpus.locate import Shard
 from noisyclean.corpus.source import StreamSource
 from noisyclean.corpus.stream import stream_chunks
+from noisyclean.encoders import DualEncoder
 from noisyclean.manifest.schema import PART_SCHEMA, STATISTICS
+from noisyclean.scoring import window
 from noisyclean.scoring.folds import FoldMap
 from noisyclean.scoring.reference import ReferenceModel, embed
 from noisyclean.scoring.scorer import ScoredShard, Scorer, ScoringStream
@@ -178,8 +182,11 @@ def test_same_way_same_bits(scorer: Scorer, faulty_index: CorpusIndex, scored: d
     assert in_order(score(scorer, faulty_index.shards)) == in_order(scored)
 
 
-def test_shards_come_out_as_soon_as_they_are_scored(scorer: Scorer, faulty_index: CorpusIndex) -> None:
+def test_shards_come_out_as_soon_as_they_are_scored(
+    scorer: Scorer, faulty_index: CorpusIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Memory stays bounded: what is read is not held until the end."""
+    monkeypatch.setattr(window, "PASSES", 1)
     stream = ScoringStream(scorer, width=8)
     preparer = scorer.models[0].encoder.preprocessor
     held = []
@@ -209,3 +216,32 @@ def test_fingerprint_names_models_and_folds(fold_models: list[ReferenceModel], f
 def test_several_models_need_folds(fold_models: list[ReferenceModel]) -> None:
     with pytest.raises(ValueError, match="fold map"):
         Scorer(fold_models, None)
+
+
+def test_a_repeated_picture_or_caption_is_embedded_once(
+    scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = scorer.models[0]
+    shards = [Shard("repeats", str(tmp_path / "repeats.tar"))]
+    write_tar(
+        tmp_path / "repeats.tar",
+        [(f"{i:03d}", {"png": encode_noise(i % 40), "txt": f"caption {i % 30}".encode()}) for i in range(120)],
+    )
+    alone = score(Scorer([model], None), shards, width=32)
+    seen: dict[str, list[int]] = {"encode_image": [], "encode_text": []}
+    for name, rows in seen.items():
+        encode = getattr(DualEncoder, name)
+
+        def counted(self: DualEncoder, inputs: torch.Tensor, encode: Any = encode, rows: list[int] = rows) -> Any:
+            rows.append(len(inputs))
+            return encode(self, inputs)
+
+        monkeypatch.setattr(DualEncoder, name, counted)
+    table = score(Scorer([model], None), shards, width=32)["repeats"].table
+    assert seen == {"encode_image": [32, 32], "encode_text": [32]}
+    assert table.equals(alone["repeats"].table)
+    monkeypatch.undo()
+    source = StreamSource(index_corpus(shards, workers=0), model.encoder.preprocessor, workers=0)
+    rows, image, text = embed(model.encoder, source, np.arange(120))
+    assert rows.tolist() == list(range(120))
+    np.testing.assert_allclose(table["similarity"].to_numpy(), (image * text).sum(dim=1).numpy(), atol=1e-6)

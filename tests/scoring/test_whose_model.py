@@ -14,7 +14,7 @@ from torch import Tensor
 
 import noisyclean as nc
 from noisyclean.encoders import DualEncoder
-from noisyclean.errors import NoisycleanError
+from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.scoring.run import load_run
 
 TINY = [
@@ -159,14 +159,20 @@ class TestOneFold:
 
 def test_a_score_that_is_not_finite_is_no_score(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of an overflow in half precision: such a pair is not the best of all."""
-    encode = DualEncoder.encode
+    encode = DualEncoder.encode_image
 
-    def overflowing(self: DualEncoder, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        image, text = encode(self, pixels, tokens)
+    def overflowing(self: DualEncoder, pixels: Tensor) -> Tensor:
+        image = encode(self, pixels)
         image[::5] = torch.nan
-        return image, text
+        return image
 
-    monkeypatch.setattr(DualEncoder, "encode", overflowing)
+    monkeypatch.setattr(DualEncoder, "encode_image", overflowing)
     summary = nc.score(model=home / "run", out=tmp_path, workers=0)
     assert 0.15 * summary.pairs < summary.reasons["score is not finite"] == summary.unreadable
     assert rows(tmp_path)["match_score"].notna().all()
+
+
+def test_a_run_is_scored_as_it_was_fitted(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"run: fitted with encoder\.decode fast; leave --decode out"):
+        nc.score(model=home / "run", out=tmp_path, decode="exact", workers=0)
+    assert not any(tmp_path.iterdir())

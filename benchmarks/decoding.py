@@ -1,0 +1,142 @@
+"""How fast pictures become model input, and what the fast way of decoding changes.
+
+    python benchmarks/decoding.py rates SHARDS
+    python benchmarks/decoding.py fidelity SHARDS -m RUN/fold-0/encoder
+
+``rates``: samples a second of one core's time, which contention does not change much, for single steps and for whole
+loaders with their workers; all take turns, and medians are printed. ``fidelity``: SHARDS are scored by a model that was
+not fitted to them, once with ``--decode exact`` and once with ``--decode fast``, and the two compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import open_clip
+import torch
+import webdataset
+from PIL import Image
+from scipy.stats import spearmanr
+from torch.utils.data import DataLoader
+
+import noisyclean as nc
+from noisyclean.corpus.locate import Shard, find_shards
+from noisyclean.corpus.shards import ShardReader
+from noisyclean.corpus.stream import stream_chunks
+from noisyclean.encoders import DualEncoder, create_encoder
+from noisyclean.manifest.schema import MEASURED
+
+SAMPLES = 200
+CHUNK = 128
+
+
+def rates(shards: list[Shard], encoder: DualEncoder, workers: int, times: int) -> None:
+    """Print samples a second of each way."""
+    torch.set_num_threads(1)
+    samples = [one for one in islice(ShardReader(shards[0]), SAMPLES) if one.fault is None]
+    size = encoder.config["preprocess_cfg"]["size"]
+    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(size=size), is_train=False)
+
+    def with_open_clip() -> int:
+        for one in samples:
+            transform(Image.open(io.BytesIO(one.image or b"")).convert("RGB"))
+        return len(samples)
+
+    def with_noisyclean(decode: str) -> int:
+        preprocessor = replace(encoder.preprocessor, decode=decode)
+        for one in samples:
+            preprocessor.pixels(one.image or b"")
+        return len(samples)
+
+    def tokens() -> int:
+        return len(encoder.preprocessor.tokens([one.caption or "" for one in samples]))
+
+    def reading() -> int:
+        return sum(1 for _ in islice(ShardReader(shards[0]), SAMPLES))
+
+    def plain_loader() -> int:
+        pairs = webdataset.WebDataset([one.path for one in shards], shardshuffle=False, empty_check=False)
+        pairs = pairs.decode("pilrgb").to_tuple("jpg;png", "txt")
+        pairs = pairs.map_tuple(transform, lambda caption: encoder.preprocessor.tokens([caption])[0]).batched(CHUNK)
+        return sum(len(images) for images, _ in DataLoader(pairs, batch_size=None, num_workers=workers))
+
+    def loader(decode: str) -> int:
+        preprocessor = replace(encoder.preprocessor, decode=decode)
+        return sum(len(one.image) for one in stream_chunks(shards, preprocessor, chunk_size=CHUNK, workers=workers))
+
+    steps = {
+        "Pillow and open_clip's transform": with_open_clip,
+        "--decode exact": lambda: with_noisyclean("exact"),
+        "--decode fast": lambda: with_noisyclean("fast"),
+        "tokens": tokens,
+        "reading the tar": reading,
+    }
+    loaders = {
+        "webdataset, Pillow and open_clip's transform": plain_loader,
+        "stream_chunks, exact": lambda: loader("exact"),
+        "stream_chunks, fast": lambda: loader("fast"),
+    }
+    print_rates("steps", steps, times)
+    print_rates(f"loaders, workers: {workers}", loaders, times)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those it has waited for."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def print_rates(title: str, ways: dict[str, Callable[[], int]], times: int) -> None:
+    """A table of medians; the ways take turns, so that a machine busy with something else is so for all."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(times):
+        for name, way in ways.items():
+            started = cpu_seconds()
+            found[name].append(way() / (cpu_seconds() - started))
+    first = statistics.median(next(iter(found.values())))
+    print(f"\n| {title} | samples/s a core | ratio |\n|---|---|---|")
+    for name, values in found.items():
+        print(f"| {name} | {statistics.median(values):,.0f} | {statistics.median(values) / first:.2f} |", flush=True)
+
+
+def fidelity(shards: list[str], model: str) -> None:
+    """Print how far scores and splits of the two ways agree."""
+    found = []
+    for decode in ("exact", "fast"):
+        with tempfile.TemporaryDirectory() as out:
+            nc.score(shards, model=model, out=out, decode=decode)
+            found.append(nc.Manifest(out).pairs().sort_values(["shard", "index"], ignore_index=True))
+    exact, fast = found
+    print("| | rank correlation |\n|---|---|")
+    for name in MEASURED:
+        print(f"| {name} | {spearmanr(exact[name], fast[name], nan_policy='omit').statistic:.6f} |")
+    same = np.mean(exact["split"].astype(str) == fast["split"].astype(str))
+    print(f"\nOf {len(exact):,} pairs {same:.2%} are in the same split.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=["rates", "fidelity"])
+    parser.add_argument("shards", nargs="+")
+    parser.add_argument("-m", "--model", default="noisyclean-run/fold-0/encoder", help="what scores, for fidelity")
+    parser.add_argument("--size", type=int, default=224, help="side of the model's input in pixels, for rates")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--times", type=int, default=5)
+    wanted = parser.parse_args()
+    if wanted.what == "fidelity":
+        fidelity(wanted.shards, wanted.model)
+    else:
+        encoder = create_encoder("noisyclean-tiny", image_size=wanted.size, context_length=77)
+        rates(find_shards(wanted.shards), encoder, wanted.workers, wanted.times)
+
+
+if __name__ == "__main__":
+    main()
