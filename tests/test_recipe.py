@@ -162,6 +162,28 @@ class TestOverrides:
         assert "\n" not in str(caught.value)
 
 
+class TestFrozen:
+    @pytest.mark.parametrize(
+        "encoder",
+        [{"name": "ViT-B-32", "pretrained": "openai"}, {"name": "local-dir:my-model"}, {"name": "hf-hub:a/b"}],
+    )
+    def test_any_model_that_comes_with_weights(self, encoder: dict[str, str]) -> None:
+        assert parse_recipe({"encoder": {**encoder, "frozen": True}}, "test").encoder.frozen
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (["encoder.frozen=true"], "encoder.frozen is set, but noisyclean-tiny has no weights .*encoder.pretrained"),
+            (["encoder.frozen=true", "encoder.name=local-dir:m", "optimiser.shift=2"], "optimiser.shift is 2, but"),
+            (["encoder.frozen=towers"], "encoder.frozen: input should be a valid boolean.*got 'towers'"),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(self, overrides: list[str], message: str) -> None:
+        with pytest.raises(UsageError, match=message) as caught:
+            load_recipe(None, overrides)
+        assert "\n" not in str(caught.value)
+
+
 class TestObjectives:
     @pytest.mark.parametrize("name", OBJECTIVES)
     def test_each_can_be_chosen_and_written_down(self, write: Write, name: str) -> None:

@@ -337,7 +337,7 @@ class _Saving:
         if len(scorer.models) > 1:
             raise UsageError(
                 f"--save-embeddings: each fold of {model} has its own model, whose embeddings cannot be compared; "
-                f"name one of them: -m {model}/fold-0/encoder"
+                f"name one of them: -m {model}/fold-0/encoder, which has trained on the other folds' pairs"
             )
         (only,) = scorer.models
         return cls(directory, only.encoder.fingerprint(), only.bank.temperature)

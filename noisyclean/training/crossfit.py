@@ -20,6 +20,7 @@ from noisyclean.recipe import EncoderRecipe, NcrObjective, Recipe, SremObjective
 from noisyclean.scoring.folds import FoldMap, assign_folds
 from noisyclean.scoring.reference import MIN_BANK, ReferenceModel, build_bank
 from noisyclean.training.filtration import FOLD_BANK_SHARE, Filtered, fold_bank_size, judge, ncr_filter, srem_filter
+from noisyclean.training.frozen import FrozenEncoder
 from noisyclean.training.memory import EmbeddingMemory
 from noisyclean.training.objectives import make_objective
 from noisyclean.training.trainer import FoldTrainer
@@ -265,9 +266,16 @@ class CrossFit:
         return weights
 
 
-def make_encoders(recipe: Recipe, device: torch.device, *, seed: int | None = None) -> list[DualEncoder]:
-    """The models of a recipe, one a fold, all with the same weights, so that folds differ by their data alone."""
+def make_encoders(recipe: Recipe, device: torch.device, *, seed: int | None = None) -> Sequence[DualEncoder]:
+    """The models of a recipe, one a fold, all with the same weights, so that folds differ by their data alone.
+
+    Raises:
+        UsageError: a model cannot be loaded, or not be trained as the recipe has it.
+    """
     seed = recipe.seed if seed is None else seed
+    if recipe.encoder.frozen:
+        base = make_encoder(recipe.encoder, device, seed=seed)
+        return [FrozenEncoder(base) for _ in range(recipe.folds)]
     return [make_encoder(recipe.encoder, device, seed=seed) for _ in range(recipe.folds)]
 
 
@@ -277,10 +285,12 @@ def make_encoder(wanted: EncoderRecipe, device: torch.device, *, seed: int) -> D
     if temperature is None and wanted.pretrained is None and ":" not in wanted.name:
         temperature = SCRATCH_TEMPERATURE
     torch.manual_seed(seed)
-    return create_encoder(
+    encoder = create_encoder(
         wanted.name,
         wanted.pretrained,
         image_size=wanted.image_size,
         context_length=wanted.context_length,
         temperature=temperature,
     ).to(device)
+    encoder.decode_as(wanted.decode)
+    return encoder

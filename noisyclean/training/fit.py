@@ -35,6 +35,7 @@ from noisyclean.scoring.run import (
 )
 from noisyclean.training.checkpoint import Checkpoint
 from noisyclean.training.crossfit import CrossFit, make_encoders
+from noisyclean.training.frozen import EmbeddedPairs, FrozenEncoder, remove_embeddings
 from noisyclean.training.log import MetricsLog
 
 GPU_PAIRS = 500_000
@@ -107,7 +108,7 @@ def fit(
     (out / METRICS_FILE).touch()
 
     encoders = make_encoders(chosen, place)
-    source = open_source(chosen, index, encoders[0], progress=progress)
+    source = open_source(chosen, index, encoders[0], out, progress=progress)
     crossfit = CrossFit(chosen, source, place, encoders=encoders, progress=progress)
     _train(crossfit, out, checkpoint, state)
     models = crossfit.freeze()
@@ -128,6 +129,7 @@ def fit(
     )
     write_record(out, record)
     checkpoint.remove()
+    remove_embeddings(out)
     return record
 
 
@@ -161,8 +163,13 @@ def _train(crossfit: CrossFit, out: Path, checkpoint: Checkpoint, state: dict[st
             checkpoint.save({"epoch": epoch, **crossfit.state_dict()})
 
 
-def open_source(recipe: Recipe, index: CorpusIndex, encoder: DualEncoder, *, progress: Progress = SILENT) -> PairSource:
-    """The corpus as the model takes it, decoded once into memory where it fits, else streamed, as the recipe says."""
+def open_source(
+    recipe: Recipe, index: CorpusIndex, encoder: DualEncoder, out: Path, *, progress: Progress = SILENT
+) -> PairSource:
+    """The corpus as the model takes it, decoded once into memory where it fits, else streamed, as the recipe says.
+
+    What a frozen encoder takes are embeddings, which are kept in ``out``.
+    """
     data = recipe.data
     stream = StreamSource(
         index,
@@ -170,6 +177,8 @@ def open_source(recipe: Recipe, index: CorpusIndex, encoder: DualEncoder, *, pro
         workers=default_workers() if data.workers is None else data.workers,
         shuffle_buffer=data.shuffle_buffer,
     )
+    if isinstance(encoder, FrozenEncoder):
+        return EmbeddedPairs(stream, encoder.base, out, progress=progress)
     context = encoder.preprocessor.tokens([""]).shape[1]
     cached = data.cache == "memory" or (data.cache == "auto" and fits_in_memory(index, encoder.image_size, context))
     return MemorySource(stream, progress=progress) if cached else stream
