@@ -20,7 +20,9 @@ from noisyclean.cli.evaluate import evaluate
 from noisyclean.cli.export import export
 from noisyclean.cli.fit import fit
 from noisyclean.cli.inspect import inspect
+from noisyclean.cli.report import report
 from noisyclean.cli.score import score
+from noisyclean.cli.show import show
 from noisyclean.cli.split import split
 from noisyclean.errors import NoisycleanError
 
@@ -51,7 +53,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, score, split, export, evaluate, calibrate, inspect, corrupt, convert):
+for command in (demo, fit, score, split, report, show, export, evaluate, calibrate, inspect, corrupt, convert):
     app.command()(_interruptible(command))
 
 benches = typer.Typer(

@@ -13,6 +13,8 @@ from noisyclean.manifest.schema import SPLITS
 from noisyclean.manifest.splitting import MANIFEST, SUMMARY_FILE, Summary
 
 _LISTED = 8
+_BARS, _LINES = 48, 3
+_BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def print_summary(summary: Summary, out: Path) -> None:
@@ -28,11 +30,13 @@ def print_summary(summary: Summary, out: Path) -> None:
     table.add_row("all", f"{summary.pairs:,}", "")
     console.out.print(table)
 
+    readable = summary.pairs - summary.unreadable
+    if readable:
+        _print_scores(out)
     low, high = summary.noise_interval
     console.out.print(
         f"Estimated mismatch rate: [bold]{summary.estimated_noise:.1%}[/] (95 % interval {low:.1%} to {high:.1%})"
     )
-    readable = summary.pairs - summary.unreadable
     if readable and high >= 1:
         console.out.print(
             "[bold]The pairs do not stand out from random pairings[/]: either the model cannot tell true pairs from "
@@ -63,6 +67,33 @@ def print_summary(summary: Summary, out: Path) -> None:
         console.out.print(f"Scored in {summary.seconds:,.1f} s, {summary.pairs_per_second:,.0f} pairs/s")
     console.out.print(escape(f"Manifest: {out / MANIFEST}"))
     console.out.print(escape(f"Summary:  {out / SUMMARY_FILE}"))
+
+
+def _print_scores(out: Path) -> None:
+    """The match scores, and under them what random pairings would look like, as many as are estimated to be mismatched.
+
+    Drawn from the manifest, so that it is what the split has seen.
+    """
+    import numpy as np
+
+    from noisyclean.manifest.reading import Manifest
+    from noisyclean.report.digest import score_histogram
+    from noisyclean.report.rows import open_rows
+
+    manifest = Manifest(out)
+    with open_rows(manifest, columns=["split", "fold", "match_score"]) as db:
+        scores = score_histogram(manifest, db, bins=_BARS)
+    pairs = np.sum(list(scores.pairs.values()), axis=0)
+    top = max(pairs.max(), scores.null.max())
+    left, right = f"{scores.edges[0]:.1f}", f"{scores.edges[-1]:.1f}"
+    console.out.print("Match scores, and of random pairings as many as are estimated to be mismatched:")
+    for name, values in (("pairs", pairs), ("random", scores.null)):
+        eighths = np.ceil(values / top * 8 * _LINES).astype(int)
+        for line in reversed(range(_LINES)):
+            bars = "".join(_BLOCKS[one] for one in np.clip(eighths - 8 * line, 0, 8)).rstrip()
+            if bars:
+                console.out.print(f"  {'' if line else name:<7} {bars}")
+    console.out.print(f"          {left}{right:>{_BARS - len(left)}}\n")
 
 
 def _remedy(summary: Summary) -> str:

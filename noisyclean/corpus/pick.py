@@ -33,7 +33,11 @@ def pick_pictures(shard: Shard, keys: Collection[str]) -> dict[str, bytes]:
 def _pick(shard: Shard, keys: set[str]) -> Iterator[SampleMembers]:
     """The samples of these keys in the order of the tar, which is left when the last of them is had."""
     sample: SampleMembers | None = None
-    with open_shard(shard) as stream, suppress(*_DAMAGE), tarfile.open(fileobj=stream, errors="backslashreplace") as tar:
+    with (
+        open_shard(shard) as stream,
+        suppress(*_DAMAGE),
+        tarfile.open(fileobj=stream, errors="backslashreplace") as tar,
+    ):
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # or tarfile would keep them all
             key, extension = _split_name(member.name)
