@@ -112,5 +112,6 @@ def judge_pairs(columns: Mapping[str, NDArray[Any]], noise: NoiseRate, rule: Spl
     with PairTable(rule) as table:
         table.add(columns)
         decision = table.decide(noise)
-        rank, kept = (np.concatenate(parts) for parts in zip(*table.ranks(), strict=True))
+        none = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+        rank, kept = (np.concatenate(parts) for parts in zip(none, *table.ranks(), strict=True))
     return decision.judge(columns, rank, kept)

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +26,13 @@ from noisyclean.corpus.index import CorpusIndex
 from noisyclean.corpus.source import PairSource
 from noisyclean.encoders import DualEncoder, Encoder, EncoderEnsemble, create_encoder
 from noisyclean.errors import NoisycleanError, UsageError
+from noisyclean.files import replacing
 from noisyclean.manifest.nulls import NEAR_MISS, RANDOM
 from noisyclean.progress import SILENT, Progress
 from noisyclean.srem import NullScores, PairStatistics, bank_statistics, near_miss_scores, null_scores
-from noisyclean.srem.bank import Partners, statistics_and_partners
+from noisyclean.srem.bank import Partners, bank_match_scores, rival_sums
 
-BANK_FORMAT = "2"
+BANK_FORMAT = "3"
 NULL_SCORES = 2**17
 """Known mismatches in the null: enough for p-values down to 1e-5."""
 MIN_BANK = 16
@@ -44,13 +44,16 @@ NEAR_MISS_FDR = 0.05
 
 @dataclass(frozen=True)
 class ReferenceBank:
-    """M embedded pairs and the null distribution they give.
+    """M embedded pairs and the known mismatches that they give, which scores are compared with.
 
     Attributes:
         ids: (M,) int64 caption hashes, ascending, all different.
         image, text: (M, d) float32 unit-norm embeddings.
         temperature: τ of the encoder.
-        null: (n,) float32 match scores of known mismatches, ascending.
+        null: (n,) float32 match scores of random mismatches, ascending.
+        null_similarity: (n,) float32, their similarities in the same order.
+        near: (k,) float32 match scores of near misses, ascending; (0,) where none could be made.
+        near_similarity: (k,) float32, their similarities in the same order.
         pairs: (M,) int64 hashes of (shard, key), which tell the bank's pairs from others with their captions; (0,)
             where they need not be told, as in training.
     """
@@ -60,6 +63,9 @@ class ReferenceBank:
     text: Tensor
     temperature: float
     null: NDArray[np.float32]
+    null_similarity: NDArray[np.float32]
+    near: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    near_similarity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     pairs: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
@@ -71,7 +77,10 @@ class ReferenceBank:
         temperature: float,
         pairs: NDArray[np.int64] | None = None,
     ) -> ReferenceBank:
-        """Order the pairs by caption hash, so that equal pairs make equal banks, and measure the null.
+        """Order the pairs by caption hash, so that equal pairs make equal banks, and measure the known mismatches.
+
+        Near misses are made of bank pairs that look true, by a q-value of ``NEAR_MISS_FDR`` among the bank's own: the
+        caption of a mismatched pair is no near miss of its picture. There are none where fewer than ``MIN_BANK`` do.
 
         Raises:
             NoisycleanError: fewer than ``MIN_BANK`` pairs.
@@ -82,9 +91,16 @@ class ReferenceBank:
             raise NoisycleanError("embeddings of the reference bank are not finite: the model's weights are broken")
         order = np.argsort(ids)
         image, text = image[torch.from_numpy(order)], text[torch.from_numpy(order)]
-        null = null_scores(image, text, temperature, _shifts(len(ids))).match_score.sort().values
+        rivals = rival_sums(image, text, temperature)
+        null, null_similarity = _ascending(null_scores(image, text, temperature, rivals, _shifts(len(ids))))
+        p = p_values(bank_match_scores(image, text, temperature, rivals).cpu().numpy(), null)
+        true = q_values(p, noise_rate(p, null_pairs=len(ids)).estimate) <= NEAR_MISS_FDR
+        near = near_similarity = np.zeros(0, np.float32)
+        if true.sum() >= MIN_BANK:
+            at = torch.from_numpy(np.flatnonzero(true)).to(image.device)
+            near, near_similarity = _ascending(near_miss_scores(image, text, temperature, rivals, at, NEAR_CAPTIONS))
         names = np.zeros(0, np.int64) if pairs is None else pairs[order]
-        return cls(ids[order], image, text, temperature, null.cpu().numpy(), names)
+        return cls(ids[order], image, text, temperature, null, null_similarity, near, near_similarity, names)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,7 +118,7 @@ class ReferenceBank:
     def score_and_rematch(self, image: Tensor, text: Tensor, ids: NDArray[np.int64]) -> tuple[PairStatistics, Partners]:
         """As :meth:`score`, with the places of the bank pairs that suit each pair best, what is masked out aside."""
         own = torch.from_numpy(self._own(ids)).to(image.device)
-        return statistics_and_partners(image, text, self.image, self.text, self.temperature, own)
+        return bank_statistics(image, text, self.image, self.text, self.temperature, own, partners=True)
 
     def places_of(self, ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where B pairs lie in the bank.
@@ -130,13 +146,15 @@ class ReferenceBank:
 
     def near_miss_p_values(self, match_score: NDArray[np.float32]) -> NDArray[np.float64]:
         """(B,) match scores → (B,) p-values under this bank's near misses; NaN where it has none."""
-        _, null = self._near_misses
-        return p_values(match_score, null) if len(null) else np.full(len(match_score), np.nan)
+        return p_values(match_score, self.near) if len(self.near) else np.full(len(match_score), np.nan)
 
     def mismatches(self) -> pa.Table:
         """The known mismatches behind both kinds of p-value: ``kind``, ``similarity``, ``match_score``, ``p_value``."""
         parts = []
-        for kind, (similarity, match_score) in ((RANDOM, self._random), (NEAR_MISS, self._near_misses)):
+        for kind, similarity, match_score in (
+            (RANDOM, self.null_similarity, self.null),
+            (NEAR_MISS, self.near_similarity, self.near),
+        ):
             p = self.p_values(match_score).astype(np.float32)
             columns = {"similarity": similarity, "match_score": match_score, "p_value": p}
             parts.append(pa.table({"kind": pa.repeat(kind, len(p)), **columns}))
@@ -145,26 +163,7 @@ class ReferenceBank:
     @property
     def similarity_median(self) -> float:
         """Half of the random mismatches are less similar."""
-        return float(np.median(self._random[0]))
-
-    @cached_property
-    def _random(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Similarities and match scores of the null; as :func:`_sorted`."""
-        return _sorted(null_scores(self.image, self.text, self.temperature, _shifts(len(self))))
-
-    @cached_property
-    def _near_misses(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Similarities and match scores of bank pictures with captions that are like their own; as :func:`_sorted`.
-
-        Only of bank pairs that look true, by a q-value of ``NEAR_MISS_FDR`` among the bank's own: the caption of a
-        mismatched pair is no near miss of its picture. None where there are fewer than ``MIN_BANK`` of these.
-        """
-        p = self.p_values(self.score(self.image, self.text, self.ids).match_score.cpu().numpy())
-        true = q_values(p, noise_rate(p, null_pairs=len(self)).estimate) <= NEAR_MISS_FDR
-        if true.sum() < MIN_BANK:
-            return np.zeros(0, np.float32), np.zeros(0, np.float32)
-        at = torch.from_numpy(np.flatnonzero(true)).to(self.image.device)
-        return _sorted(near_miss_scores(self.image, self.text, self.temperature, at, NEAR_CAPTIONS))
+        return float(np.median(self.null_similarity))
 
     def to(self, device: torch.device | str) -> ReferenceBank:
         """The bank with its embeddings on ``device``."""
@@ -173,28 +172,36 @@ class ReferenceBank:
     def fingerprint(self) -> str:
         """A digest of the bank: equal fingerprints score equal embeddings equally, and name the same pairs."""
         digest = hashlib.blake2b(repr(self.temperature).encode(), digest_size=16)
-        for array in (self.ids, self.image.cpu().numpy(), self.text.cpu().numpy(), self.null, self.pairs):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for tensor in self._tensors().values():
+            digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: Path, *, encoder: str) -> None:
         """Write as safetensors; ``encoder`` is the fingerprint of the encoder that made the embeddings."""
-        tensors = {
-            "ids": torch.from_numpy(self.ids),
-            "image": self.image.cpu().contiguous(),
-            "text": self.text.cpu().contiguous(),
-            "null": torch.from_numpy(self.null),
-            "pairs": torch.from_numpy(self.pairs),
-        }
         about = {
             "format": BANK_FORMAT,
             "temperature": repr(self.temperature),
             "encoder": encoder,
             "bank": self.fingerprint(),
         }
-        temporary = path.with_name(f"{path.name}.tmp")
-        save_file(tensors, temporary, metadata=about)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(self._tensors(), temporary, metadata=about)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All fields but the temperature, as they are digested and saved."""
+        arrays = {
+            "ids": self.ids,
+            "null": self.null,
+            "null_similarity": self.null_similarity,
+            "near": self.near,
+            "near_similarity": self.near_similarity,
+            "pairs": self.pairs,
+        }
+        return {
+            "image": self.image.cpu().contiguous(),
+            "text": self.text.cpu().contiguous(),
+            **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
+        }
 
     @classmethod
     def load(cls, path: Path, *, encoder: str) -> ReferenceBank:
@@ -209,16 +216,11 @@ class ReferenceBank:
                 if about["format"] != BANK_FORMAT:
                     raise UsageError(f"{path}: a bank by another version of noisyclean; make it anew")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            bank = cls(
-                tensors["ids"].numpy(),
-                tensors["image"],
-                tensors["text"],
-                float(about["temperature"]),
-                tensors["null"].numpy(),
-                tensors["pairs"].numpy(),
-            )
+            sides = {name: tensors.pop(name) for name in ("image", "text")}
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            bank = cls(temperature=float(about["temperature"]), **sides, **arrays)
             intact = about["bank"] == bank.fingerprint()
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path}: not a reference bank that noisyclean wrote ({error})") from error
         if not intact:
             raise UsageError(f"{path}: changed since it was written; make it anew")
@@ -271,10 +273,10 @@ def _shifts(pairs: int) -> int:
     return math.ceil(NULL_SCORES / pairs)
 
 
-def _sorted(scores: NullScores) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Similarities and match scores, in ascending order of the latter."""
+def _ascending(scores: NullScores) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Match scores in ascending order, and similarities in the order of these."""
     order = scores.match_score.argsort()
-    return scores.similarity[order].cpu().numpy(), scores.match_score[order].cpu().numpy()
+    return scores.match_score[order].cpu().numpy(), scores.similarity[order].cpu().numpy()
 
 
 def draw_bank_rows(index: CorpusIndex, rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:

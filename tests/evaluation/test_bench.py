@@ -522,7 +522,7 @@ def judged_pairs(
         rows,
         PairStatistics(**{name: torch.from_numpy(value).float() for name, value in values.items()}),
         # Its pairs are more alike than those that are judged: the similarities, all 0, have no say in the noise rate.
-        ReferenceBank(np.arange(bank), torch.ones(bank, 2), torch.ones(bank, 2), 0.1, null.astype(np.float32)),
+        ReferenceBank(np.arange(bank), *torch.ones(2, bank, 2), 0.1, null.astype(np.float32), np.ones(1, np.float32)),
     )
 
 

@@ -110,3 +110,9 @@ def test_judging_what_is_in_memory() -> None:
     assert verdict.rank.tolist() == [1, 2, 3, 4]
     assert verdict.is_in(CLEAN).tolist() == [True, False, False, False]
     assert (verdict.is_in(NOISY) | verdict.is_in(UNCERTAIN)).tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("rule", [SplitRule(fdr=0.05), SplitRule(keep=0.5), SplitRule(min_score=0.5, by="match_score")])
+def test_judging_no_pairs(rule: SplitRule) -> None:
+    none = {name: np.zeros(0, np.float32) for name in ("p_value", "match_score", "swapped_entropy")}
+    assert len(judge_pairs(none, NOISE, rule).rank) == 0

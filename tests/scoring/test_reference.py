@@ -20,6 +20,7 @@ from noisyclean.corpus.source import MemorySource, StreamSource
 from noisyclean.encoders import DualEncoder
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.scoring.reference import (
+    BANK_FORMAT,
     MIN_BANK,
     ReferenceBank,
     ReferenceModel,
@@ -57,14 +58,19 @@ class TestBank:
         for bank in [make_bank(), *(model.bank for model in fold_models)]:
             assert bank.null.dtype == np.float32
             assert np.all(np.diff(bank.null) >= 0)
-            assert len(bank.null) == len(bank) * (len(bank) - 1)  # all mismatches of so small a bank
+            assert len(bank.null) == len(bank.null_similarity) == len(bank) * (len(bank) - 1)  # all of so small a bank
 
     def test_a_pair_of_the_bank_is_not_its_own_rival(self) -> None:
         bank = make_bank()
         for at in (0, 17, 39):
             others = np.arange(len(bank)) != at
             without = ReferenceBank(
-                bank.ids[others], bank.image[others], bank.text[others], bank.temperature, bank.null
+                bank.ids[others],
+                bank.image[others],
+                bank.text[others],
+                bank.temperature,
+                bank.null,
+                bank.null_similarity,
             )
             pair = bank.image[at : at + 1], bank.text[at : at + 1], bank.ids[at : at + 1]
             for found, expected in zip(bank.score(*pair), without.score(*pair), strict=True):
@@ -103,9 +109,12 @@ class TestBank:
             replace(bank, text=bank.image),
             replace(bank, ids=bank.ids + 1),
             replace(bank, null=bank.null - 1),
+            replace(bank, null_similarity=bank.null_similarity / 2),
+            replace(bank, near=bank.near - 1),
+            replace(bank, near_similarity=bank.near_similarity / 2),
             replace(bank, pairs=bank.pairs + 1),
         ]
-        assert len({bank.fingerprint(), *(one.fingerprint() for one in changed)}) == 7
+        assert len({bank.fingerprint(), *(one.fingerprint() for one in changed)}) == 10
 
     def test_pairs_of_the_bank_are_told_by_caption_and_name(self) -> None:
         """Not one with its caption, nor another one under its name, as where shards were packed anew."""
@@ -122,6 +131,8 @@ class TestFiles:
         again = ReferenceBank.load(tmp_path / "bank.safetensors", encoder="abc")
         assert again.fingerprint() == bank.fingerprint()
         assert again.temperature == bank.temperature
+        assert len(again.near) > 0
+        assert again.mismatches() == bank.mismatches()
         np.testing.assert_array_equal(again.pairs, bank.pairs)
         assert [path.name for path in tmp_path.iterdir()] == ["bank.safetensors"]
 
@@ -144,8 +155,15 @@ class TestFiles:
 
     def test_file_of_another_version_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "bank.safetensors"
-        save_file({"ids": torch.zeros(1)}, path, metadata={"format": "1"})
+        save_file({"ids": torch.zeros(1)}, path, metadata={"format": "2"})
         with pytest.raises(UsageError, match=r"bank\.safetensors: a bank by another version of noisyclean"):
+            ReferenceBank.load(path, encoder="abc")
+
+    def test_file_that_lacks_something_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "bank.safetensors"
+        sides = {"image": unit(20, 1), "text": unit(20, 2)}
+        save_file(sides, path, metadata={"format": BANK_FORMAT, "temperature": "0.05", "bank": "", "encoder": "abc"})
+        with pytest.raises(UsageError, match=r"bank\.safetensors: not a reference bank"):
             ReferenceBank.load(path, encoder="abc")
 
     def test_model_round_trip(self, tmp_path: Path, fold_models: list[ReferenceModel]) -> None:
@@ -233,6 +251,7 @@ class TestNearMisses:
         mismatches = bank.mismatches().to_pandas().groupby("kind")["match_score"].median()
         true = np.median(bank.score(images, texts, np.arange(600)).match_score)
         assert mismatches["random"] < mismatches["near miss"] - 2 < true - 4
+        assert (bank.mismatches()["kind"].to_numpy() == "near miss").sum() == 5 * 600
         # A score in the middle of the near misses is a rare one among random mismatches.
         middle = np.array([mismatches["near miss"]], np.float32)
         assert bank.near_miss_p_values(middle) == pytest.approx(0.5, abs=0.01)

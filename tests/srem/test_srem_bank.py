@@ -9,8 +9,17 @@ from scipy.special import log_softmax, logsumexp
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from noisyclean.srem import PairStatistics, bank_statistics, match_score, near_miss_scores, null_scores, pair_logits
-from noisyclean.srem.bank import statistics_and_partners
+from noisyclean.srem import (
+    NullScores,
+    PairStatistics,
+    bank,
+    bank_statistics,
+    match_score,
+    near_miss_scores,
+    null_scores,
+    pair_logits,
+)
+from noisyclean.srem.bank import bank_match_scores, rival_sums
 
 WIDTH = 6
 
@@ -52,6 +61,10 @@ def reference_null_score(image: np.ndarray, text: np.ndarray, temperature: float
     return float(2 * own_logit - image_lse - text_lse)
 
 
+def random_mismatches(image: Tensor, text: Tensor, temperature: float, shifts: int) -> NullScores:
+    return null_scores(image, text, temperature, rival_sums(image, text, temperature), shifts)
+
+
 def stack(statistics: PairStatistics) -> Tensor:
     return torch.stack(list(statistics), dim=1)
 
@@ -74,9 +87,11 @@ def test_statistics_equal_the_reference(
         if index >= 0:
             image[i], text[i] = bank_image[index], bank_text[index]
     chunk = data.draw(st.integers(1, 7))
-    statistics = bank_statistics(
-        image, text, bank_image, bank_text, temperature, torch.tensor(own, dtype=torch.int64), chunk=chunk
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank, "CPU_TILE", data.draw(st.integers(1, 20)))  # a bank of several tiles
+        statistics = bank_statistics(
+            image, text, bank_image, bank_text, temperature, torch.tensor(own, dtype=torch.int64), chunk=chunk
+        )
     expected = [
         reference_statistics(i.numpy(), t.numpy(), bank_image.numpy(), bank_text.numpy(), temperature, index)
         for i, t, index in zip(image, text, own, strict=True)
@@ -97,7 +112,9 @@ def test_partners_equal_the_reference(size: int, bank_size: int, seed: int, chun
     bank_image, bank_text = embeddings(bank_size, seed + 1)
     own = data.draw(st.lists(st.integers(-1, bank_size - 1), min_size=size, max_size=size))
     pairs = image, text, bank_image, bank_text, 0.05, torch.tensor(own, dtype=torch.int64)
-    statistics, partners = statistics_and_partners(*pairs, chunk=chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank, "CPU_TILE", data.draw(st.integers(1, 20)))
+        statistics, partners = bank_statistics(*pairs, partners=True, chunk=chunk)
     torch.testing.assert_close(stack(statistics), stack(bank_statistics(*pairs)), rtol=1e-12, atol=1e-12)
     for i, index in enumerate(own):
         rivals = [j for j in range(bank_size) if j != index]
@@ -110,7 +127,7 @@ def test_partners_equal_the_reference(size: int, bank_size: int, seed: int, chun
 
 def test_a_pair_alone_in_the_bank_has_no_partner() -> None:
     image, text = embeddings(1, seed=0)
-    _, partners = statistics_and_partners(image, text, image, text, 0.05, torch.tensor([0]))
+    _, partners = bank_statistics(image, text, image, text, 0.05, torch.tensor([0]), partners=True)
     assert partners.text_similarity.item() == partners.image_similarity.item() == -math.inf
 
 
@@ -177,11 +194,64 @@ def test_the_surest_pairs_are_told_apart_in_float32() -> None:
     assert 0 > far > near
 
 
+def test_a_pair_far_below_its_rivals_keeps_its_score_in_float32() -> None:
+    """exp(−200) is 0 in float32; its logarithm is not wanted of that."""
+    image, text = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]])
+    statistics = bank_statistics(image, text, image, image, 0.01, torch.tensor([-1]))
+    expected = reference_statistics(image[0].numpy(), text[0].numpy(), image.numpy(), image.numpy(), 0.01, -1)
+    np.testing.assert_allclose(stack(statistics)[0], expected, rtol=1e-6, atol=1e-6)
+    assert statistics.match_score.item() == pytest.approx(-200 - math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07])
+@pytest.mark.parametrize("noise", [0.2, 5.0])
+def test_in_float32_nothing_is_rounded_more_than_by_plain_softmaxes(temperature: float, noise: float) -> None:
+    """Of pairs that are certain, and of such as chance would make."""
+    generator = torch.Generator().manual_seed(0)
+    image, other = torch.randn(2, 3000, 64, generator=generator)
+    image, text = normalize(image, dim=1), normalize(image + noise * other, dim=1)
+    pairs = image[:300], text[:300], image[300:], text[300:]
+    exact = stack(bank_statistics(*(side.double() for side in pairs), temperature, torch.full((300,), -1)))
+    found, plain = stack(bank_statistics(*pairs, temperature, torch.full((300,), -1))), plainly(*pairs, temperature)
+    error, allowed = ((one.double() - exact).abs().mean(dim=0) for one in (found, plain))
+    assert (error < 1.25 * allowed + 1e-9).all()
+
+
+def plainly(image: Tensor, text: Tensor, bank_image: Tensor, bank_text: Tensor, temperature: float) -> Tensor:
+    """The six statistics of pairs outside the bank, without a thought for memory."""
+    similarity = (image * text).sum(dim=1)
+    own = similarity[:, None] / temperature
+    image_logits = torch.cat([image @ bank_text.T / temperature, own], dim=1)
+    text_logits = torch.cat([text @ bank_image.T / temperature, own], dim=1)
+    log_p, log_r = image_logits.log_softmax(dim=1), text_logits.log_softmax(dim=1)
+    energies = [temperature * log_prob[:, -1] - similarity for log_prob in (log_p, log_r)]
+    entropy = -(log_p.exp() * log_r + log_r.exp() * log_p).sum(dim=1) / 2
+    return torch.stack([similarity, *energies, sum(energies) / 2, log_p[:, -1] + log_r[:, -1], entropy], dim=1)
+
+
+def test_equal_chunks_give_equal_scores_to_the_bit() -> None:
+    image, text = embeddings(48, seed=0, dtype=torch.float32)
+    sides = embeddings(500, seed=1, dtype=torch.float32)
+    own = torch.full((48,), -1)
+    whole = stack(bank_statistics(image, text, *sides, 0.01, own, chunk=16))
+    for start in (0, 16, 32):
+        here = slice(start, start + 16)
+        assert torch.equal(stack(bank_statistics(image[here], text[here], *sides, 0.01, own[here])), whole[here])
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0])
+def test_the_banks_own_pairs_score_as_any_others(temperature: float) -> None:
+    image, text = embeddings(30, seed=0)
+    expected = bank_statistics(image, text, image, text, temperature, torch.arange(30)).match_score
+    found = bank_match_scores(image, text, temperature, rival_sums(image, text, temperature))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_no_gradient_is_kept() -> None:
     image, text = (side.requires_grad_() for side in embeddings(4, seed=0))
     statistics = bank_statistics(image, text, image, text, 0.05, torch.arange(4))
     assert not any(values.requires_grad for values in statistics)
-    assert not null_scores(image, text, 0.05, 2).match_score.requires_grad
+    assert not random_mismatches(image, text, 0.05, 2).match_score.requires_grad
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
@@ -196,13 +266,14 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(IndexError):
         bank_statistics(image, text, image, text, 0.05, torch.tensor([0, 1, 2, 4]))
     with pytest.raises(ValueError, match="4 and 3"):
-        null_scores(image, text[:3], 0.05, 1)
+        rival_sums(image, text[:3], 0.05)
     with pytest.raises(ValueError, match="holds 1"):
-        null_scores(image[:1], text[:1], 0.05, 1)
+        rival_sums(image[:1], text[:1], 0.05)
+    rivals = rival_sums(image, text, 0.05)
     with pytest.raises(ValueError, match="shift"):
-        null_scores(image, text, 0.05, 0)
+        null_scores(image, text, 0.05, rivals, 0)
     with pytest.raises(ValueError, match="neighbour"):
-        near_miss_scores(image, text, 0.05, torch.arange(4), 0)
+        near_miss_scores(image, text, 0.05, rivals, torch.arange(4), 0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -210,11 +281,10 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     size=st.integers(2, 8),
     seed=st.integers(0, 2**16),
     temperature=st.sampled_from([0.01, 0.05, 1.0]),
-    chunk=st.integers(1, 9),
 )
-def test_all_null_scores_equal_the_reference(size: int, seed: int, temperature: float, chunk: int) -> None:
+def test_all_null_scores_equal_the_reference(size: int, seed: int, temperature: float) -> None:
     image, text = embeddings(size, seed)
-    scores = null_scores(image, text, temperature, shifts=100, chunk=chunk).match_score
+    scores = random_mismatches(image, text, temperature, shifts=100).match_score
     expected = [
         reference_null_score(image.numpy(), text.numpy(), temperature, i, (i + shift) % size)
         for shift in range(1, size)
@@ -224,11 +294,12 @@ def test_all_null_scores_equal_the_reference(size: int, seed: int, temperature: 
 
 
 @settings(deadline=None, max_examples=30)
-@given(size=st.integers(2, 8), seed=st.integers(0, 2**16), neighbours=st.integers(1, 9), chunk=st.integers(1, 9))
-def test_near_misses_equal_the_reference(size: int, seed: int, neighbours: int, chunk: int) -> None:
-    image, text = (side.numpy() for side in embeddings(size, seed))
+@given(size=st.integers(2, 8), seed=st.integers(0, 2**16), neighbours=st.integers(1, 9))
+def test_near_misses_equal_the_reference(size: int, seed: int, neighbours: int) -> None:
+    sides = embeddings(size, seed)
+    image, text = (side.numpy() for side in sides)
     chosen = torch.arange(0, size, 2)
-    found = near_miss_scores(*embeddings(size, seed), 0.05, chosen, neighbours, chunk=chunk)
+    found = near_miss_scores(*sides, 0.05, rival_sums(*sides, 0.05), chosen, neighbours)
     pairs = []
     for i in chosen.tolist():
         others = sorted((j for j in range(size) if j != i), key=lambda j, i=i: -float(text[i] @ text[j]))  # type: ignore[misc]
@@ -243,8 +314,8 @@ def test_near_misses_equal_the_reference(size: int, seed: int, neighbours: int, 
 def test_few_shifts_are_different_mismatches_spread_over_the_bank(shifts: int) -> None:
     size = 11
     image, text = embeddings(size, seed=0)
-    by_shift = null_scores(image, text, 0.05, shifts=size - 1).match_score.reshape(size - 1, size)
-    scores = null_scores(image, text, 0.05, shifts=shifts).match_score.reshape(shifts, size)
+    by_shift = random_mismatches(image, text, 0.05, shifts=size - 1).match_score.reshape(size - 1, size)
+    scores = random_mismatches(image, text, 0.05, shifts=shifts).match_score.reshape(shifts, size)
     taken = [
         next(s for s, row in enumerate(by_shift, start=1) if torch.allclose(row, scores[k])) for k in range(shifts)
     ]
@@ -254,9 +325,9 @@ def test_few_shifts_are_different_mismatches_spread_over_the_bank(shifts: int) -
 
 def test_null_scores_keep_the_dtype_and_nearly_the_value_in_float32() -> None:
     image, text = embeddings(200, seed=0, dtype=torch.float32)
-    scores = null_scores(image, text, 0.05, shifts=3, chunk=64).match_score
+    scores = random_mismatches(image, text, 0.05, shifts=3).match_score
     assert scores.dtype == torch.float32
-    expected = null_scores(image.double(), text.double(), 0.05, shifts=3).match_score
+    expected = random_mismatches(image.double(), text.double(), 0.05, shifts=3).match_score
     torch.testing.assert_close(scores.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -266,7 +337,7 @@ def test_null_scores_are_distributed_as_those_of_mismatches_outside_the_bank() -
     for seed in range(600):
         image, text = embeddings(10, seed)
         bank_image, bank_text = image[:8], text[:8]
-        null.append(null_scores(bank_image, bank_text, 1.0, shifts=7).match_score.mean())
+        null.append(random_mismatches(bank_image, bank_text, 1.0, shifts=7).match_score.mean())
         pair = bank_statistics(image[8:9], text[9:], bank_image, bank_text, 1.0, torch.tensor([-1]))
         outside.append(pair.match_score[0])
     assert torch.stack(null).mean().item() == pytest.approx(torch.stack(outside).mean().item(), abs=0.12)
