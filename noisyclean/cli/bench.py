@@ -1,14 +1,15 @@
-"""``noisyclean bench``: compare methods on known noise, and measure retrieval."""
+"""``noisyclean bench``: compare methods on known noise, measure retrieval and throughput."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from noisyclean.cli.options import AsJson, Device
+from noisyclean.cli.options import AsJson, Device, Workers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +79,6 @@ def detection(
     console.out.print(escape(tables.markdown.read_text(encoding="utf-8")))
     for path in (tables.markdown, tables.parquet, *tables.figures):
         console.out.print(escape(str(path)))
-    if not tables.figures:
-        console.err.print("no figures: `pip install 'noisyclean[bench]'` brings matplotlib")
 
 
 def embeddings(
@@ -137,6 +136,49 @@ def retrieval(
             f"text → image {_percentages(one.text_to_image)}, rSum {one.rsum:.1f}",
             markup=False,
         )
+
+
+def throughput(
+    shards: Annotated[
+        list[str] | None,
+        typer.Argument(help="Pairs to measure on, a few thousand.  [default: made-up photographs]", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="An open_clip name (its weights are random), or any open_clip model.  [default: ViT-S-16]",
+            show_default=False,
+        ),
+    ] = None,
+    times: Annotated[int, typer.Option(min=1, help="Rounds; medians are taken.")] = 5,
+    workers: Workers = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """How fast are pairs scored and learned here, and what is the limit?
+
+    Everything is compared within this one run, and beside a loop of webdataset, Pillow and open_clip where webdataset
+    is installed. Some ten minutes; leave the machine alone meanwhile.
+
+    \b
+    Examples:
+      noisyclean bench throughput
+      noisyclean bench throughput shards/00000.tar -m ViT-B-32 --times 9 --json
+    """
+    from noisyclean.cli.console import console, print_json, progress_bar
+    from noisyclean.evaluation.bench.throughput.measure import bench_throughput
+    from noisyclean.evaluation.bench.throughput.result import throughput_markdown
+
+    with progress_bar() as progress:
+        found = bench_throughput(
+            shards or None, model=model, times=times, workers=workers, device=device, progress=progress
+        )
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    console.out.print(throughput_markdown(found), markup=False)
 
 
 def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:

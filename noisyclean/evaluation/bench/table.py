@@ -49,7 +49,7 @@ class Tables:
     Attributes:
         markdown: ``table.md``.
         parquet: ``summary.parquet``, a row for each method, protocol and rate: means, standard deviations, runs.
-        figures: pictures; none where matplotlib is not installed.
+        figures: pictures.
         summary: the rows of ``summary.parquet``.
     """
 
@@ -93,7 +93,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def write_tables(results: Sequence[dict[str, Any]], out: Path, *, title: str) -> Tables:
-    """Write ``table.md``, ``summary.parquet`` and, where matplotlib is installed, the figures."""
+    """Write ``table.md``, ``summary.parquet`` and the figures."""
     summary = summarise(results)
     markdown, parquet = out / "table.md", out / "summary.parquet"
     markdown.write_text(to_markdown(summary, title), encoding="utf-8")
@@ -131,11 +131,9 @@ def _title(method: str) -> str:
 
 
 def _draw(summary: pd.DataFrame, results: Sequence[dict[str, Any]], out: Path, title: str) -> list[Path]:
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError:
-        return []
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(14, 4.5), layout="constrained")
     axes = figure.subplots(1, 3)
     protocol = summary["protocol"].iloc[0]  # a picture of several at once would be none at all
