@@ -21,6 +21,7 @@ from noisyclean.cli.export import export
 from noisyclean.cli.fit import fit
 from noisyclean.cli.inspect import inspect
 from noisyclean.cli.report import report
+from noisyclean.cli.review import review
 from noisyclean.cli.score import score
 from noisyclean.cli.show import show
 from noisyclean.cli.split import split
@@ -53,13 +54,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, score, split, report, show, export, evaluate, calibrate, inspect, corrupt, convert):
+for command in (demo, fit, score, split, report, review, show, export, evaluate, calibrate, inspect, corrupt, convert):
     app.command()(_interruptible(command))
 
 benches = typer.Typer(
-    help="Compare methods on known noise, and measure retrieval.", no_args_is_help=True, rich_markup_mode=None
+    help="Compare methods on known noise, and measure retrieval and throughput.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
-for measure in (bench.detection, bench.embeddings, bench.retrieval):
+for measure in (bench.detection, bench.embeddings, bench.retrieval, bench.throughput):
     benches.command()(_interruptible(measure))
 app.add_typer(benches, name="bench")
 
@@ -106,5 +109,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"noisyclean: {' '.join(message.split())}", file=sys.stderr)
+    # What a message quotes may be of a hostile corpus: a terminal obeys some of the characters that do not print.
+    words = "".join(one if one.isprintable() else "�" for one in " ".join(message.split()))
+    print(f"noisyclean: {words}", file=sys.stderr)
     sys.exit(code)
