@@ -34,6 +34,7 @@ from torchvision.transforms.v2 import functional as pictures
 from noisyclean.corpus.decoding import Decode, decode_image, decode_reduced
 from noisyclean.device import choose_dtype
 from noisyclean.errors import UsageError
+from noisyclean.files import replacing, write_json
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -253,10 +254,10 @@ class DualEncoder:
 
     def save(self, directory: Path) -> None:
         """Write the ``local-dir:`` layout into ``directory``."""
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+        write_json(directory / CONFIG_FILE, self.config)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        with replacing(directory / WEIGHTS_FILE) as temporary:
+            save_file(state, temporary, metadata={"format": "pt"})
 
 
 class EncoderEnsemble:

@@ -71,6 +71,11 @@ def progress_bar() -> Iterator[Progress]:
         yield _Bars(bars)
 
 
+def _plain(text: str) -> str:
+    """Without what rich or a terminal would obey: what is said may quote a hostile corpus."""
+    return escape("".join(one if one.isprintable() or one == "\n" else "�" for one in text))
+
+
 class _RateColumn(ProgressColumn):
     def render(self, task: BarTask) -> Text:
         speed = task.finished_speed or task.speed
@@ -86,7 +91,7 @@ class _BarTask:
         if note is None:
             self._bars.advance(self._task, amount)
         else:
-            self._bars.update(self._task, advance=amount, note=escape(note))
+            self._bars.update(self._task, advance=amount, note=_plain(note))
 
 
 class _Bars:
@@ -101,7 +106,7 @@ class _Bars:
         self._bars.stop_task(task)
 
     def say(self, text: str) -> None:
-        self._bars.console.print(escape(text))
+        self._bars.console.print(_plain(text))
 
 
 class _LineTask:
@@ -126,7 +131,7 @@ class _LineTask:
             parts.append(f"{(self._total - self._done) / rate:.0f} s left")
         if note:
             parts.append(note)
-        self._err.print(escape(f"{self._name}: {', '.join(parts)}"))
+        self._err.print(_plain(f"{self._name}: {', '.join(parts)}"))
 
 
 class _Lines:
@@ -140,4 +145,4 @@ class _Lines:
         task.tell()
 
     def say(self, text: str) -> None:
-        self._err.print(escape(text))
+        self._err.print(_plain(text))

@@ -9,6 +9,7 @@ import typer
 
 from noisyclean.cli.options import AsJson, Device, Workers
 from noisyclean.corpus.decoding import Decode
+from noisyclean.errors import NoisycleanError
 
 
 def score(
@@ -78,6 +79,15 @@ def score(
             show_default=False,
         ),
     ] = None,
+    max_unreadable: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Exit with code 1 if more of the samples cannot be read; all is done and written before.",
+        ),
+    ] = 0.1,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -130,3 +140,8 @@ def score(
         print_json(asdict(summary))
     else:
         print_summary(summary, out)
+    if summary.unreadable > max_unreadable * summary.pairs:
+        raise NoisycleanError(
+            f"{out}: all is done, but {summary.unreadable:,} of {summary.pairs:,} samples are unreadable, more than "
+            f"--max-unreadable {max_unreadable:g}"
+        )

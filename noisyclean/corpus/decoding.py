@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Decode: TypeAlias = Literal["fast", "exact"]
 """How pictures become model input: nearly as open_clip does it, at several times the speed, or to the pixel."""
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 64_000_000
 """A picture that claims more is refused before its pixels are decoded (decompression bombs)."""
 
 MAX_ASPECT = 100

@@ -26,14 +26,37 @@ METADATA_EXTENSION = "json"
 MAX_MEMBER_BYTES = 256 * 2**20
 """A larger member is passed over unread: no picture or caption is this large, and memory must stay bounded."""
 
+MAX_HEADER_BYTES = 2**20
+"""A longer name, or a longer list of attributes, is damage."""
+_LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_MORE_HOLES = 482
+"""Where a header says that more of its kind follow."""
+
 IMAGE_FAULTS = ("no image", "empty image")
 """The faults of a sample that lacks nothing but its picture."""
 
 # webdataset's rule: the key is the path up to the first dot of the file name, the extension all that follows it.
 _MEMBER_NAME = re.compile(r"^((?:.*/|)[^./][^./]*)[.]([^/]+)$", re.DOTALL)
 
-# What a broken archive raises. Any other OSError is a fault of disk or network: the samples may well be there.
-_DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, ValueError)
+# What a broken archive raises; the last three tarfile does not mean to. Any other OSError is a fault of disk or
+# network: the samples may well be there.
+_DAMAGE = (
+    tarfile.TarError,
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+)
 
 
 @dataclass(slots=True)
@@ -70,7 +93,25 @@ class Sample:
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """tarfile takes a broken header after the first member for the end of the archive: here it is damage."""
+    """Headers as tarfile reads them, but for what is broken or hostile.
+
+    tarfile takes a broken header after the first member for the end of the archive: here it is damage. So is one that
+    goes on and on: a long name, or a list of a sparse member's holes, is kept in memory whole.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.ReadError("negative size")
+        if header.type in _LONG_HEADERS and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"header over {MAX_HEADER_BYTES >> 20} MiB")
+        if header.type == tarfile.GNUTYPE_SPARSE and buf[_MORE_HOLES]:
+            raise tarfile.ReadError("sparse member in many parts")
+        return header
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise tarfile.ReadError("sparse member in many parts")
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -80,6 +121,24 @@ class _StrictHeader(tarfile.TarInfo):
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
+
+
+class _EndingStream:
+    """A stream that will not be read on and on at its end.
+
+    tarfile does so where a member claims to be larger than its tar: of exabytes it would never be done.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._reads_at_end = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._reads_at_end = 0 if data else self._reads_at_end + 1
+        if self._reads_at_end > 8:
+            raise EOFError("unexpected end of data")
+        return data
 
 
 class ShardReader:
@@ -124,7 +183,12 @@ class ShardReader:
         with open_shard(self.shard) as stream:
             try:
                 # backslashreplace: a name that is not UTF-8 becomes a key that can be written to tables.
-                with tarfile.open(fileobj=stream, mode="r|*", errors="backslashreplace", tarinfo=_StrictHeader) as tar:
+                with tarfile.open(
+                    fileobj=cast("IO[bytes]", _EndingStream(stream)),
+                    mode="r|*",
+                    errors="backslashreplace",
+                    tarinfo=_StrictHeader,
+                ) as tar:
                     for member in tar:
                         tar.members = []  # type: ignore[attr-defined]  # or tarfile would keep them all
                         named = _MEMBER_NAME.match(member.name) if member.isreg() else None

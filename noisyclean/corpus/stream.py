@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from noisyclean.corpus.chunk import ROWS, Chunk
 from noisyclean.corpus.decoding import UndecodableError
 from noisyclean.corpus.identity import caption_id, image_id
 from noisyclean.corpus.locate import Shard
+from noisyclean.corpus.parallel import LIVES, LostError, read_in_processes
 from noisyclean.corpus.shards import Sample, ShardReader
 from noisyclean.errors import NoisycleanError
 
@@ -44,7 +44,7 @@ def stream_chunks(
     """Decode ``shards`` in ``workers`` processes (0: in this one).
 
     Chunks of one shard come in order; those of different shards are interleaved. Nothing here depends on the number
-    of workers but that interleaving.
+    of workers but that interleaving. A worker that is killed or hangs is replaced.
 
     Args:
         wanted: for each shard a mask over its samples; others are left out altogether, without being decoded.
@@ -56,27 +56,28 @@ def stream_chunks(
     """
     if wanted is not None:
         shards = [shard for shard in shards if shard.name in wanted and wanted[shard.name].any()]
+    reader = _ChunkReader(preparer, chunk_size, wanted)
     workers = min(workers, len(shards))
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # more workers than cores is the caller's choice: decoding may wait for a network
-        loader: DataLoader[Chunk | NoisycleanError] = DataLoader(
-            _ChunkDataset(shards, preparer, chunk_size, wanted),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            in_order=in_order,
-            worker_init_fn=partial(_give_way, niceness) if workers else None,
-        )
-    for chunk in loader:
-        if isinstance(chunk, NoisycleanError):
-            raise chunk
-        yield chunk
+    if not workers:
+        for shard in shards:
+            yield from reader.read(shard, 0)
+        return
+    parcels = read_in_processes(
+        reader.read_packed, shards, workers, in_order=in_order, prepare=partial(_give_way, niceness)
+    )
+    try:
+        for chunk, image, text in parcels:
+            yield replace(chunk, image=torch.from_numpy(image), text=torch.from_numpy(text))
+    except LostError as error:
+        raise NoisycleanError(
+            f"{cast(Shard, error.item).path}: the process that decodes it {error}, {LIVES} times in a row; "
+            "if memory is short, repeat the command with fewer workers"
+        ) from error
 
 
-def _give_way(niceness: int, worker: int) -> None:
+def _give_way(niceness: int) -> None:
     os.nice(niceness)
+    torch.set_num_threads(1)  # there is a process for every core
 
 
 class _Picture(NamedTuple):
@@ -86,29 +87,22 @@ class _Picture(NamedTuple):
     pixels: NDArray[np.uint8]
 
 
-class _ChunkDataset(IterableDataset["Chunk | NoisycleanError"]):
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        preparer: Preparer,
-        chunk_size: int,
-        wanted: Mapping[str, NDArray[np.bool_]] | None,
-    ) -> None:
-        self.shards = shards
+class _ChunkReader:
+    """Reads shards, a chunk at a time."""
+
+    def __init__(self, preparer: Preparer, chunk_size: int, wanted: Mapping[str, NDArray[np.bool_]] | None) -> None:
         self.preparer = preparer
         self.chunk_size = chunk_size
         self.wanted = wanted
 
-    def __iter__(self) -> Iterator[Chunk | NoisycleanError]:
-        info = get_worker_info()
-        mine = self.shards if info is None else self.shards[info.id :: info.num_workers]
-        try:
-            for shard in mine:
-                yield from self._read(shard)
-        except NoisycleanError as error:
-            yield error  # raised in a worker it would arrive as a traceback in words
+    def read_packed(self, shard: Shard, skip: int) -> Iterator[tuple[Chunk, NDArray[Any], NDArray[Any]]]:
+        """Chunks for another process: what is in the tensors beside them, as torch would send it by shared memory."""
+        nothing = torch.empty(0)
+        for chunk in self.read(shard, skip):
+            yield replace(chunk, image=nothing, text=nothing), chunk.image.numpy(), chunk.text.numpy()
 
-    def _read(self, shard: Shard) -> Iterator[Chunk]:
+    def read(self, shard: Shard, skip: int) -> Iterator[Chunk]:
+        """The chunks of a shard but for the first ``skip``, of which nothing is decoded."""
         mask = None if self.wanted is None else self.wanted[shard.name]
         reader = ShardReader(shard)
         samples: list[Sample] = []
@@ -118,9 +112,12 @@ class _ChunkDataset(IterableDataset["Chunk | NoisycleanError"]):
                 continue
             # Yielded before adding, so that the last chunk is never one too early.
             if len(samples) == self.chunk_size:
-                yield self._chunk(shard, samples, pictures)
+                if skip:
+                    skip -= 1
+                else:
+                    yield self._chunk(shard, samples, pictures)
                 samples, pictures = [], []
-            if sample.fault is None:
+            if sample.fault is None and not skip:
                 assert sample.image is not None
                 try:
                     pixels, (width, height) = self.preparer.pixels(sample.image)
@@ -130,7 +127,8 @@ class _ChunkDataset(IterableDataset["Chunk | NoisycleanError"]):
                     sample.fault = str(error)
             sample.image = None
             samples.append(sample)
-        yield self._chunk(shard, samples, pictures, last=True, damage=reader.damage)
+        if not skip:
+            yield self._chunk(shard, samples, pictures, last=True, damage=reader.damage)
 
     def _chunk(
         self,

@@ -75,16 +75,15 @@ def read_part_info(out: Path, shard: str) -> PartInfo:
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[pq.ParquetFile, PartInfo]]:
     try:
-        file = pq.ParquetFile(path, memory_map=True)
-        info = read_record(file.metadata.metadata, PartInfo)
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            info = read_record(file.metadata.metadata, PartInfo)
+            if info.version != SCHEMA_VERSION:
+                raise UsageError(
+                    f"{path}: schema version {info.version}, this noisyclean reads {SCHEMA_VERSION}; score again"
+                )
+            yield file, info
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # also of pages that are not as they say
         raise UsageError(f"{path}: not a score part that noisyclean wrote; remove it and score again") from error
-    with file:
-        if info.version != SCHEMA_VERSION:
-            raise UsageError(
-                f"{path}: schema version {info.version}, this noisyclean reads {SCHEMA_VERSION}; score again"
-            )
-        yield file, info
 
 
 def shard_state(shard: Shard) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from noisyclean.calibration import STOREY_LAMBDA, NoiseRate, close_noise, noise_rate_of_tail
 from noisyclean.corpus.parallel import default_workers
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.files import write_json, write_parquet
+from noisyclean.files import remove_leftovers, replace_folder, write_json, write_parquet
 from noisyclean.manifest.nulls import Nulls, read_nulls
 from noisyclean.manifest.parts import list_parts, part_path, read_part, read_part_info
 from noisyclean.manifest.ranking import PairTable
@@ -122,6 +122,7 @@ def split(
         )
     bank = BankNames.read(out, shards, progress) if run.get("rematch") else BankNames.none()
 
+    remove_leftovers(out)
     building = out / f".{MANIFEST}.tmp"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)  # a corpus of empty shards has a manifest too: an empty one
@@ -135,8 +136,7 @@ def split(
     if sum(written.sizes.values()) != scan.samples:
         total = scan.samples
         raise NoisycleanError(f"{out}: {total:,} samples were scored but {sum(written.sizes.values()):,} rows came out")
-    shutil.rmtree(out / MANIFEST, ignore_errors=True)
-    building.rename(out / MANIFEST)
+    replace_folder(out / MANIFEST, building)
 
     close = _close_noise(scan, noise, nulls)
     trained = scan.in_sample.noise_rate(run["null_pairs"]) if scan.in_sample.pairs else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 from noisyclean.errors import UsageError
 from noisyclean.recipe.objectives import OBJECTIVES
 from noisyclean.recipe.recipe import Recipe
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2  # aliases can nest a few lines of YAML into gigabytes
 
 
 def load_recipe(name: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -75,6 +79,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot read the recipe ({error})") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: nested too deeply") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
@@ -123,7 +129,7 @@ def _explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    return f"{key}: {message[:1].lower()}{message[1:]} (got {first['input']!r})"
+    return f"{key}: {message[:1].lower()}{message[1:]} (got {_SHORT.repr(first['input'])})"
 
 
 def _nearest(key: str, objective: str) -> str:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from noisyclean.encoders import CONFIG_FILE
 from noisyclean.errors import UsageError
-from noisyclean.files import write_json
+from noisyclean.files import replacing, write_json
 from noisyclean.scoring.folds import FoldMap
 from noisyclean.scoring.reference import ReferenceModel
 
@@ -71,7 +71,8 @@ def write_folds(run: Path, folds: FoldMap, sketch: NDArray[np.uint64]) -> None:
         "holdout": np.array([folds.holdout]),
         "sketch": sketch.view(np.int64),  # safetensors' uint64 is not for every reader
     }
-    save_file(tensors, run / FOLDS_FILE)
+    with replacing(run / FOLDS_FILE) as temporary:
+        save_file(tensors, temporary)
 
 
 def write_record(run: Path, record: RunRecord) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from noisyclean.errors import UsageError
-from noisyclean.files import replacing
+from noisyclean.files import remove_leftovers, replacing
 
 
 class Checkpoint:
@@ -23,8 +23,9 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; tensors, numbers, strings, lists and dicts only."""
-        with replacing(self._path) as temporary:
-            torch.save({"key": self._key, **state}, temporary)
+        # Through a file of ours: what torch opens itself fails without saying that the disk is full.
+        with replacing(self._path) as temporary, temporary.open("wb") as file:
+            torch.save({"key": self._key, **state}, file)
 
     def load(self) -> dict[str, Any] | None:
         """The last state saved, on the CPU; None if there is none.
@@ -46,5 +47,6 @@ class Checkpoint:
         return state
 
     def remove(self) -> None:
-        """Forget the state."""
+        """Forget the state, and what killed fits had begun to write."""
         self._path.unlink(missing_ok=True)
+        remove_leftovers(self._path.parent)

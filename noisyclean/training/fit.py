@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from noisyclean.corpus.source import MemorySource, PairSource, StreamSource, fit
 from noisyclean.device import choose_device
 from noisyclean.encoders import DualEncoder
 from noisyclean.errors import NoisycleanError, UsageError
+from noisyclean.files import replacing
 from noisyclean.progress import SILENT, Progress
 from noisyclean.recipe import Recipe, load_recipe
 from noisyclean.scoring.folds import sketch_pairs
@@ -104,8 +106,9 @@ def fit(
     if not (out / METRICS_FILE).is_file() and (out / RECIPE_FILE).is_file():
         raise UsageError(f"{out}: holds a {RECIPE_FILE} that no fit wrote; give another folder with -o")
     out.mkdir(parents=True, exist_ok=True)
-    (out / RECIPE_FILE).write_text(chosen.to_yaml(), encoding="utf-8")
-    (out / METRICS_FILE).touch()
+    (out / METRICS_FILE).touch()  # first: it tells that a recipe is of a fit
+    with replacing(out / RECIPE_FILE) as temporary:
+        temporary.write_text(chosen.to_yaml(), encoding="utf-8")
 
     encoders = make_encoders(chosen, place)
     source = open_source(chosen, index, encoders[0], out, progress=progress)
@@ -151,8 +154,7 @@ def _train(crossfit: CrossFit, out: Path, checkpoint: Checkpoint, state: dict[st
         first = state["epoch"] + 1
         crossfit.load_state_dict(state)
         crossfit.progress.say(f"going on after epoch {first} of {epochs}")
-    else:
-        (out / METRICS_FILE).unlink(missing_ok=True)
+    _forget_from(first, out / METRICS_FILE)
     with (
         MetricsLog(out / METRICS_FILE) as log,
         crossfit.progress.task("training", crossfit.pairs_to_come(first), "pairs") as task,
@@ -182,6 +184,14 @@ def open_source(
     context = encoder.preprocessor.tokens([""]).shape[1]
     cached = data.cache == "memory" or (data.cache == "auto" and fits_in_memory(index, encoder.image_size, context))
     return MemorySource(stream, progress=progress) if cached else stream
+
+
+def _forget_from(epoch: int, metrics: Path) -> None:
+    """Drop the figures of epochs that come again: a killed fit may have logged one that it did not save."""
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < epoch]
+    with replacing(metrics) as temporary:
+        temporary.write_text("".join(whole), encoding="utf-8")
 
 
 def _finished(out: Path, recipe: Recipe, corpus: str) -> RunRecord | None:

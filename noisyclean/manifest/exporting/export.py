@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, Literal, TypeAlias, get_args
 import noisyclean
 from noisyclean.corpus.embeddings import SUFFIXES
 from noisyclean.errors import UsageError
-from noisyclean.files import write_json
+from noisyclean.files import is_leftover, remove_leftovers, write_json
 from noisyclean.manifest.exporting.selection import Selection
-from noisyclean.manifest.exporting.sinks import is_leftover, open_sink
+from noisyclean.manifest.exporting.sinks import open_sink
 from noisyclean.manifest.exporting.tables import write_csv, write_jsonl, write_keys, write_uids
 from noisyclean.manifest.exporting.tars import write_tars
 from noisyclean.manifest.schema import CLEAN
@@ -110,9 +110,7 @@ def export(
     _claim(to, {"out": str(out.resolve()), "format": format, "version": noisyclean.__version__}, dry_run)
     _refuse_own_source(to, paths.values())
     if not dry_run:
-        for one in to.rglob(".*.tmp"):
-            if is_leftover(one):
-                one.unlink(missing_ok=True)
+        remove_leftovers(to)
     if format == "shards":
         tars = write_tars(selection, paths, to, shard_size=shard_size, dry_run=dry_run, progress=progress)
         status = Counter[str]()

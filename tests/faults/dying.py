@@ -1,0 +1,48 @@
+"""Functions that end their process. Here alone, so that a process that is to run one need not import torch for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def killed(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+
+
+def once(flag: Path) -> bool:
+    """True at the first call, in whatever process that is."""
+    try:
+        flag.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def count_to(flags: Path, fault: str, item: int, skip: int) -> Iterator[tuple[int, int]]:
+    """Five pieces; amid those of item 3 the process dies or hangs, once."""
+    for piece in range(skip, 5):
+        if (item, piece) == (3, 2) and (fault == "always" or once(flags / fault)):
+            time.sleep(0.3)  # what it has made before is under way
+            if fault == "hang":
+                time.sleep(60)
+            killed(os.getpid())
+        yield item, piece
+
+
+def nothing() -> None:
+    pass
+
+
+def work(flags: Path, item: int) -> int:
+    if item == 3 and once(flags / "work"):
+        killed(os.getpid())
+    return item
+
+
+def die(item: int) -> int:
+    killed(os.getpid())
+    return item

@@ -1,0 +1,98 @@
+"""Worker processes that are killed or hang are replaced, and nothing is lost or doubled by it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+from faults.dying import count_to, die, killed, nothing, once, work
+
+from noisyclean.corpus import parallel
+from noisyclean.corpus.index import CorpusIndex
+from noisyclean.corpus.parallel import LostError, map_in_processes, read_in_processes
+from noisyclean.corpus.stream import stream_chunks
+from noisyclean.encoders import DualEncoder
+from noisyclean.errors import NoisycleanError
+
+
+@pytest.mark.parametrize("fault", ["kill", "hang"])
+def test_turns_and_pieces_are_as_if_nothing_had_been(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "SILENCE", 1.0)
+    pieces = [(item, piece) for item in range(5) for piece in range(5)]
+    undisturbed = list(
+        read_in_processes(partial(count_to, tmp_path, "none"), range(3), 2, in_order=True, prepare=nothing)
+    )
+    assert undisturbed == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3), (0, 4), (1, 4)] + [
+        (2, piece) for piece in range(5)
+    ]
+    (tmp_path / "none").touch()
+    whole = list(read_in_processes(partial(count_to, tmp_path, "none"), range(5), 2, in_order=True, prepare=nothing))
+    read = partial(count_to, tmp_path, fault)
+    assert list(read_in_processes(read, range(5), 2, in_order=True, prepare=nothing)) == whole
+    (tmp_path / fault).unlink()
+    found = list(read_in_processes(read, range(5), 2, in_order=False, prepare=nothing))
+    assert sorted(found) == pieces
+    assert [one for one in found if one[0] == 3] == [(3, piece) for piece in range(5)]
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_what_always_ends_its_process_is_named(tmp_path: Path, in_order: bool) -> None:
+    with pytest.raises(LostError, match="was killed by signal 9") as lost:
+        list(read_in_processes(partial(count_to, tmp_path, "always"), range(5), 2, in_order=in_order, prepare=nothing))
+    assert lost.value.item == 3
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_killed_function_is_called_again(tmp_path: Path, ordered: bool) -> None:
+    found = list(map_in_processes(partial(work, tmp_path), range(8), 2, ordered=ordered))
+    assert (found if ordered else sorted(found)) == list(range(8))
+
+
+def test_functions_that_are_always_killed() -> None:
+    with pytest.raises(NoisycleanError, match="were killed 3 times in a row"):
+        list(map_in_processes(die, range(2), 2))
+
+
+class Killer:
+    """Prepares pairs as the given preparer does; the process ends at the 30th picture, once."""
+
+    def __init__(self, encoder: DualEncoder, flag: Path) -> None:
+        self.preprocessor = encoder.preprocessor
+        self.flag = flag
+        self.seen = 0
+
+    def pixels(self, data: bytes) -> object:
+        self.seen += 1
+        if self.seen == 30 and once(self.flag):
+            killed(os.getpid())
+        return self.preprocessor.pixels(data)
+
+    def tokens(self, captions: list[str]) -> object:
+        return self.preprocessor.tokens(captions)
+
+
+def test_chunks_do_not_depend_on_deaths(faulty_index: CorpusIndex, encoder: DualEncoder, tmp_path: Path) -> None:
+    def chunks(preparer: object) -> list[tuple[object, ...]]:
+        found = stream_chunks(faulty_index.shards, preparer, chunk_size=7, workers=2)  # type: ignore[arg-type]
+        return [
+            (one.shard, one.last, one.damage, one.rows.to_pylist(), one.image.tolist(), one.text.tolist())
+            for one in found
+        ]
+
+    assert chunks(Killer(encoder, tmp_path / "flag")) == chunks(encoder.preprocessor)
+    assert (tmp_path / "flag").exists()
+
+
+@pytest.mark.parametrize("shard", range(6))
+def test_skipped_chunks_are_the_first(faulty_index: CorpusIndex, encoder: DualEncoder, shard: int) -> None:
+    """A process that died between a shard's last chunk and the word of its end leaves nothing to hand over."""
+    from noisyclean.corpus.stream import _ChunkReader
+
+    reader = _ChunkReader(encoder.preprocessor, 10, None)
+    whole = [one.rows for one in reader.read(faulty_index.shards[shard], 0)]
+    for skip in range(len(whole) + 1):
+        assert [one.rows for one in reader.read(faulty_index.shards[shard], skip)] == whole[skip:]
