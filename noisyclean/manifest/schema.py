@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from noisyclean.corpus.chunk import ROWS
+
 SCHEMA_VERSION = "3"
 
 CLEAN, NOISY, UNCERTAIN, UNREADABLE = "clean", "noisy", "uncertain", "unreadable"
 SPLITS = (CLEAN, NOISY, UNCERTAIN, UNREADABLE)
 
-_SAMPLE = [
-    pa.field("key", pa.string(), nullable=False),
-    pa.field("shard", pa.string(), nullable=False),
-    pa.field("index", pa.int64(), nullable=False),
-    pa.field("uid", pa.string()),
-    pa.field("url", pa.string()),
-    pa.field("caption", pa.string()),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
-]
+_key, *_others, _fault = ROWS
+_SAMPLE = [_key, pa.field("shard", pa.string(), nullable=False), *_others]
 
 SAMPLE = tuple(one.name for one in _SAMPLE)
 """What a row says of the sample itself."""
@@ -44,7 +38,7 @@ REMATCH = tuple(one.name for one in _REMATCH)
 """What ``score --rematch`` finds out: where in the bank of its fold a pair itself lies, and where the text lies that
 its image is most similar to, and the image that its text is. Without ``--rematch`` all are null."""
 
-PART_SCHEMA = pa.schema([*_SAMPLE, *_JUDGE, *_SCORES, *_REMATCH, pa.field("fault", pa.string())])
+PART_SCHEMA = pa.schema([*_SAMPLE, *_JUDGE, *_SCORES, *_REMATCH, _fault])
 """``scores/<shard>.parquet``: what was measured. ``fault`` is why a sample is unreadable; its scores are null."""
 
 MANIFEST_SCHEMA = pa.schema(

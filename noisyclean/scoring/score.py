@@ -56,8 +56,7 @@ BANK_SIZE = 8192
 DEFAULT_BATCH = 64
 GPU_BATCH = 512
 EMBEDDED_BATCH = 256
-"""Without an encoder a pass is little more than products with the bank (measured on a CPU core, pairs of 512 values
-against a bank of 8,192: 2,250 pairs a second at 64, 2,430 at 256, 1,800 at 1,024)."""
+"""Without an encoder a pass is little more than products with the bank, which wide passes make better use of."""
 MIN_BATCH = 32
 """Narrower passes are rounded visibly otherwise than wide ones (measured: 2e-5 of a match score at one pair a pass)."""
 DEFAULT_TEMPERATURE = 0.01
@@ -65,7 +64,7 @@ DEFAULT_TEMPERATURE = 0.01
 _CHUNK = 128
 _GIVE_WAY = 19
 """On the CPU, decoding is left to the moments when the model waits for pairs. It then waits a moment longer, once, but
-no pass is held up half way by a core that decodes (measured with a ViT-S/16 on two cores: 20 % faster than without)."""
+no pass is held up half way by a core that decodes (with a ViT-S/16 on two cores a sixth faster than otherwise)."""
 # The bank of a pretrained model is drawn from about this many times as many pairs: enough to be a fair sample, without
 # reading all of a corpus of a billion.
 _DRAW_FROM = 8
