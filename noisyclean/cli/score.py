@@ -92,7 +92,7 @@ def score(
         int | None,
         typer.Option(
             min=32,
-            help="Pairs in a pass; scores do not depend on it.  [default: 64, or 256 with --embeddings]",
+            help="Pairs in a pass; scores do not depend on it.  [default: 64; on a GPU 512; 256 with --embeddings]",
             show_default=False,
         ),
     ] = None,

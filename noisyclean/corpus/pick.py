@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import tarfile
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from noisyclean.corpus.locate import Shard
-from noisyclean.corpus.shards import MAX_MEMBER_BYTES, SampleMembers, image_extension, open_shard
-
-_DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError)
+from noisyclean.corpus.shards import (
+    DAMAGE,
+    MAX_MEMBER_BYTES,
+    SampleMembers,
+    StrictHeader,
+    image_extension,
+    open_shard,
+    split_name,
+)
 
 
 def pick_pictures(shard: Shard, keys: Collection[str]) -> dict[str, bytes]:
@@ -35,12 +39,15 @@ def _pick(shard: Shard, keys: set[str]) -> Iterator[SampleMembers]:
     sample: SampleMembers | None = None
     with (
         open_shard(shard) as stream,
-        suppress(*_DAMAGE),
-        tarfile.open(fileobj=stream, errors="backslashreplace") as tar,
+        suppress(*DAMAGE),
+        tarfile.open(fileobj=stream, errors="backslashreplace", tarinfo=StrictHeader) as tar,
     ):
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # or tarfile would keep them all
-            key, extension = _split_name(member.name)
+            named = split_name(member.name) if member.isreg() else None
+            if named is None:
+                continue
+            key, extension = named
             if sample is not None and (key != sample.key or extension in sample.members):
                 yield sample
                 sample = None
@@ -49,15 +56,8 @@ def _pick(shard: Shard, keys: set[str]) -> Iterator[SampleMembers]:
             if sample is None and key in keys:
                 keys.remove(key)
                 sample = SampleMembers(key, 0)
-            if sample is not None and key == sample.key and member.isreg() and member.size <= MAX_MEMBER_BYTES:
+            if sample is not None and key == sample.key and member.size <= MAX_MEMBER_BYTES:
                 content = tar.extractfile(member)
                 sample.members[extension] = content.read() if content is not None else b""
     if sample is not None:
         yield sample
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """Key and extension, as webdataset has them: the key is the path up to the first dot of the file's name."""
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, extension = file.partition(".")
-    return folder + slash + stem, extension.lower()

@@ -46,7 +46,7 @@ _MEMBER_NAME = re.compile(r"^((?:.*/|)[^./][^./]*)[.]([^/]+)$", re.DOTALL)
 
 # What a broken archive raises; the last three tarfile does not mean to. Any other OSError is a fault of disk or
 # network: the samples may well be there.
-_DAMAGE = (
+DAMAGE = (
     tarfile.TarError,
     EOFError,
     gzip.BadGzipFile,
@@ -92,7 +92,7 @@ class Sample:
     fault: str | None = None
 
 
-class _StrictHeader(tarfile.TarInfo):
+class StrictHeader(tarfile.TarInfo):
     """Headers as tarfile reads them, but for what is broken or hostile.
 
     tarfile takes a broken header after the first member for the end of the archive: here it is damage. So is one that
@@ -187,27 +187,33 @@ class ShardReader:
                     fileobj=cast("IO[bytes]", _EndingStream(stream)),
                     mode="r|*",
                     errors="backslashreplace",
-                    tarinfo=_StrictHeader,
+                    tarinfo=StrictHeader,
                 ) as tar:
                     for member in tar:
                         tar.members = []  # type: ignore[attr-defined]  # or tarfile would keep them all
-                        named = _MEMBER_NAME.match(member.name) if member.isreg() else None
+                        named = split_name(member.name) if member.isreg() else None
                         if named is None:
                             continue
-                        key, extension = named.group(1).removeprefix("./"), named.group(2).lower()
+                        key, extension = named
                         if member.size > MAX_MEMBER_BYTES:
                             yield key, extension, f"member over {MAX_MEMBER_BYTES >> 20} MiB"
                             continue
                         try:
                             content = tar.extractfile(member)
                             yield key, extension, content.read() if content is not None else b""
-                        except _DAMAGE:
+                        except DAMAGE:
                             yield key, extension, "cut off with its shard"
                             raise
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 self.damage = f"damaged tar: {str(error) or type(error).__name__}"
             except OSError as error:
                 raise NoisycleanError(f"{self.shard.path}: reading failed ({error}); repeat the command") from error
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """A member's name → its sample's key, and the extension in lower case; None: it is of no sample."""
+    found = _MEMBER_NAME.match(name)
+    return None if found is None else (found.group(1).removeprefix("./"), found.group(2).lower())
 
 
 def open_shard(shard: Shard) -> IO[bytes]:

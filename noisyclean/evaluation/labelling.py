@@ -42,7 +42,7 @@ from noisyclean.files import replacing
 from noisyclean.manifest.exporting.tables import harmless
 from noisyclean.manifest.reading import Manifest, SplitFile
 from noisyclean.manifest.schema import CLEAN, NOISY, UNCERTAIN
-from noisyclean.manifest.splitting import DEFAULT_OUT, SUMMARY_FILE, Summary
+from noisyclean.manifest.splitting import DEFAULT_OUT
 from noisyclean.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -174,19 +174,12 @@ def draw_sample(
     Raises:
         UsageError: there is no manifest, the file is there already or of another kind, or the labels do not fit.
     """
-    import pandas as pd
-
     sample = Path(sample)
     if sample.suffix not in (".csv", ".parquet"):
         raise UsageError(f"{sample}: samples are written as .csv or .parquet")
     if sample.exists():
         raise UsageError(f"{sample}: is there already, perhaps with labels in it; give another name with -o")
-    manifest = Manifest(out)
-    drawn = []
-    for split in STRATA:
-        rows = _draw(manifest, split, pairs, seed, progress)
-        drawn.append(rows.assign(split=split, turn=range(len(rows))))
-    rows = pd.concat(drawn).sort_values("turn", kind="stable", ignore_index=True)[["split", *SHOWN]]
+    rows = draw_rows(Manifest(out), pairs, seed, progress)
     if labels is None:
         rows["matched"] = None
     else:
@@ -202,6 +195,21 @@ def draw_sample(
         else:
             rows.to_parquet(temporary, index=False)
     return {split: int((rows["split"] == split).sum()) for split in STRATA}
+
+
+def draw_rows(manifest: Manifest, pairs: int, seed: int, progress: Progress = SILENT) -> pd.DataFrame:
+    """The sample of :func:`draw_sample`: ``split`` and the columns ``SHOWN``, the splits taking turns.
+
+    Raises:
+        UsageError: a file of the manifest is broken.
+    """
+    import pandas as pd
+
+    drawn = []
+    for split in STRATA:
+        rows = _draw(manifest, split, pairs, seed, progress)
+        drawn.append(rows.assign(split=split, turn=range(len(rows))))
+    return pd.concat(drawn).sort_values("turn", kind="stable", ignore_index=True)[["split", *SHOWN]]
 
 
 def calibrate(
@@ -227,7 +235,7 @@ def calibrate(
     if not 0 < target < 1:
         raise UsageError(f"--target {target}: a share between 0 and 1, such as 0.05")
     manifest = Manifest(out)
-    summary = _fitting_summary(manifest)
+    summary = manifest.summary_of({split: sum(map(manifest.count, manifest.files(split))) for split in STRATA})
     known = _read_labels(Path(labels))
     readable = sum(getattr(summary, split) for split in STRATA)
     # As `split --keep` counts them. A part without pairs is none.
@@ -349,23 +357,6 @@ def _labelled_split(pairs: int, labelled: int, mismatched: int) -> LabelledSplit
         return LabelledSplit(pairs, 0, 0, None, None)
     low, high = proportion_interval(matched, labelled)
     return LabelledSplit(pairs, labelled, matched, matched / labelled, (float(low), float(high)))
-
-
-def _fitting_summary(manifest: Manifest) -> Summary:
-    """The summary, if it is of this manifest: the cut-offs are made from its counts.
-
-    Raises:
-        UsageError: the manifest, or the summary, is another one's.
-    """
-    summary = manifest.summary
-    for split in STRATA:
-        said, there = getattr(summary, split), sum(map(manifest.count, manifest.files(split)))
-        if said != there:
-            raise UsageError(
-                f"{manifest.out / SUMMARY_FILE}: says {said:,} {split} pairs, and the manifest has {there:,}; "
-                f"`noisyclean split {manifest.out}` writes both anew"
-            )
-    return summary
 
 
 def _tables(

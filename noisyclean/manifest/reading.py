@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,22 @@ class Manifest:
             raise UsageError(
                 f"{path}: missing or broken ({_explain(error)}); `noisyclean split {self.out}` writes it anew"
             ) from error
+
+    def summary_of(self, sizes: Mapping[str, int]) -> Summary:
+        """The summary, if it says these sizes of the splits: then it is of this manifest.
+
+        Raises:
+            UsageError: it is missing, broken or of another manifest.
+        """
+        summary = self.summary
+        for split, there in sizes.items():
+            said = getattr(summary, split)
+            if said != there:
+                raise UsageError(
+                    f"{self.out / SUMMARY_FILE}: says {said:,} {split} pairs, and the manifest has {there:,}; "
+                    f"`noisyclean split {self.out}` writes both anew"
+                )
+        return summary
 
     def files(self, *splits: str) -> list[SplitFile]:
         """The files of the named splits (none named: of all), each split's in order of path.

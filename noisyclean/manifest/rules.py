@@ -12,6 +12,7 @@ With ``keep`` or ``min_score`` the clean part is chosen by rank or by score inst
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,8 @@ class SplitRule:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"--{name} {value}: a share between 0 and 1, such as 0.05")
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise UsageError(f"--min-score {self.min_score}: a number, such as 0.25; --keep 1 takes all pairs")
         if self.by is not None and self.fdr is not None:
             raise UsageError("--by goes with --keep or --min-score; --fdr goes by the q-value")
         if self.by is not None and self.by not in HIGHER_IS_BETTER:

@@ -7,7 +7,6 @@ q-values and the ranks; the second writes the rows, shard by shard. Memory does 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -110,8 +109,6 @@ def split(
     """
     out = Path(out)
     rule = SplitRule(DEFAULT_FDR if fdr is keep is min_score is None else fdr, keep, min_score, by)
-    if min_score is not None and not math.isfinite(min_score):
-        raise UsageError(f"--min-score {min_score}: a number, such as 0.25; --keep 1 takes all pairs")
     run = read_out(out)
     shards = list_parts(out)
     damage = _check_parts(out, run, shards)

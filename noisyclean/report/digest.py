@@ -23,7 +23,7 @@ from noisyclean.manifest.nulls import NULLS_FILE, NULLS_SCHEMA, RANDOM, read_nul
 from noisyclean.manifest.reading import Manifest
 from noisyclean.manifest.rules import EXTREME_ENTROPY
 from noisyclean.manifest.schema import CLEAN, NOISY, SPLITS, UNCERTAIN
-from noisyclean.manifest.splitting import SUMMARY_FILE, Summary, read_out
+from noisyclean.manifest.splitting import Summary, read_out
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -176,8 +176,8 @@ def digest(manifest: Manifest, db: DuckDBPyConnection) -> Digest:
     Raises:
         UsageError: OUT's summary, nulls or run.json are missing, broken or of another split.
     """
-    summary, run = manifest.summary, read_out(manifest.out)
-    _refuse_other_summary(manifest, summary, db)
+    there = dict(db.execute("select split, count(*) from rows group by split").fetchall())
+    summary, run = manifest.summary_of({split: there.get(split, 0) for split in SPLITS}), read_out(manifest.out)
     readable = summary.pairs - summary.unreadable > 0
     truth, refused = _read_truth(manifest, run, db)
     return Digest(
@@ -231,17 +231,6 @@ def score_histogram(manifest: Manifest, db: DuckDBPyConnection, *, bins: int) ->
         clean_from=[low for *_, low, _ in folds if low is not None and by_score],
         noisy_to=[high for *_, high in folds if high is not None],
     )
-
-
-def _refuse_other_summary(manifest: Manifest, summary: Summary, db: DuckDBPyConnection) -> None:
-    there = dict(db.execute("select split, count(*) from rows group by split").fetchall())
-    for split in SPLITS:
-        said, found = getattr(summary, split), there.get(split, 0)
-        if said != found:
-            raise UsageError(
-                f"{manifest.out / SUMMARY_FILE}: says {said:,} {split} pairs, and the manifest has {found:,}; "
-                f"`noisyclean split {manifest.out}` writes both anew"
-            )
 
 
 def _edges(db: DuckDBPyConnection, column: str, bins: int) -> Float64:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -11,17 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisyclean.corpus.decoding import UndecodableError, decode_reduced
+from noisyclean.corpus.decoding import UndecodableError
 from noisyclean.corpus.embeddings import SUFFIXES
 from noisyclean.corpus.locate import Shard
 from noisyclean.corpus.parallel import default_workers, map_in_processes
 from noisyclean.corpus.pick import pick_pictures
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.manifest.parts import read_part_info, shard_state
 from noisyclean.manifest.reading import Manifest
 from noisyclean.manifest.schema import CLEAN, HIGHER_IS_BETTER, NOISY, UNCERTAIN, UNREADABLE
 from noisyclean.manifest.splitting import DEFAULT_OUT, read_out
 from noisyclean.progress import SILENT, Progress
+from noisyclean.report.pictures import small_webp, what_happened
 from noisyclean.report.rows import AT_RANDOM, open_rows
 
 if TYPE_CHECKING:
@@ -214,17 +213,10 @@ def legible(text: str) -> str:
 
 def thumbnail(data: bytes) -> bytes | None:
     """A picture as a WebP of at most ``THUMBNAIL`` pixels a side; None where it cannot be decoded."""
-    from PIL import Image
-
     try:
-        pixels, _ = decode_reduced(data, (THUMBNAIL, THUMBNAIL))
+        return small_webp(data, THUMBNAIL, quality=70)
     except UndecodableError:
         return None
-    image = Image.fromarray(pixels).convert("RGB")
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=70)
-    return buffer.getvalue()
 
 
 def _suggested(db: DuckDBPyConnection, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -264,9 +256,8 @@ def _pictures(
 def _look_into(shard: Shard, *, out: Path, wanted: Mapping[str, set[str]]) -> dict[str, bytes] | str:
     """The thumbnails of the samples wanted of one shard, or why there are none."""
     with suppress(UsageError):  # without its score part, nothing is known of how the shard was
-        if read_part_info(out, shard.name).source not in ("", shard_state(shard)):
-            what = "has changed since it was scored" if shard_state(shard) else "is no longer there"
-            return f"{shard.path} {what}, so its pictures are not shown."
+        if (happened := what_happened(out, shard)) is not None:
+            return f"{happened}, so its pictures are not shown."
     try:
         pictures = pick_pictures(shard, wanted[shard.name])
     except (NoisycleanError, OSError) as error:

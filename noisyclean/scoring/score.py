@@ -55,13 +55,15 @@ BANK_FILE = "bank.safetensors"
 BANK_SIZE = 8192
 DEFAULT_BATCH = 64
 GPU_BATCH = 512
+"""A GPU is busy with wide passes only."""
 EMBEDDED_BATCH = 256
 """Without an encoder a pass is little more than products with the bank, which wide passes make better use of."""
 MIN_BATCH = 32
 """Narrower passes are rounded visibly otherwise than wide ones (measured: 2e-5 of a match score at one pair a pass)."""
 DEFAULT_TEMPERATURE = 0.01
 """CLIP's, as that of most models trained like it: their temperature is held to no less."""
-_CHUNK = 128
+CHUNK = 128
+"""Samples that a decoding process hands over at a time."""
 _GIVE_WAY = 19
 """On the CPU, decoding is left to the moments when the model waits for pairs. It then waits a moment longer, once, but
 no pass is held up half way by a core that decodes (with a ViT-S/16 on two cores a sixth faster than otherwise)."""
@@ -108,8 +110,8 @@ def score(
             picture of it their caption.
         decode: how pictures become model input: ``exact``, to the pixel as open_clip's validation transform does it, or
             ``fast``. None: as the model was fitted, or ``fast``. A RUN is scored as it was fitted.
-        batch_size: pairs in a pass, at least ``MIN_BATCH``; the scores do not depend on it. None: ``DEFAULT_BATCH``,
-            or ``EMBEDDED_BATCH`` for ``embeddings``.
+        batch_size: pairs in a pass, at least ``MIN_BATCH``; the scores do not depend on it. None: what
+            :func:`default_batch` says, or ``EMBEDDED_BATCH`` for ``embeddings``.
         workers: decoding processes; None: as many as there are cores.
         device: a torch device; None: CUDA if there is one, else the CPU.
         progress: who is told how it goes.
@@ -164,6 +166,11 @@ def score(
         about["seconds"] = round(seconds_before + time.perf_counter() - started, 2)
         write_json(out / OUT_FILE, about)
     return split(out, fdr=fdr, progress=progress)
+
+
+def default_batch(device: torch.device) -> int:
+    """Pairs in a pass of a model."""
+    return DEFAULT_BATCH if device.type == "cpu" else GPU_BATCH
 
 
 def _refuse_contradictions(
@@ -256,13 +263,12 @@ def _decoded_job(
     chunks = partial(
         stream_chunks,
         preparer=preprocessor,
-        chunk_size=_CHUNK,
+        chunk_size=CHUNK,
         workers=workers,
         in_order=False,
         niceness=_GIVE_WAY if place.type == "cpu" else 0,
     )
-    batch_size = DEFAULT_BATCH if place.type == "cpu" else GPU_BATCH
-    return _Job(found, scorer, str(model), preprocessor.decode, batch_size, chunks, shard_state)
+    return _Job(found, scorer, str(model), preprocessor.decode, default_batch(place), chunks, shard_state)
 
 
 def _fitted_shards(shards: Sequence[Shard], run: Run) -> set[str]:

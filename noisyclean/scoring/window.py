@@ -97,7 +97,11 @@ class Window:
         """(n, statistics and, if asked for, partners) of at most ``width`` pairs."""
         here = ids[where]
         missing = self._width - len(here)
-        padded = _padded(image[where], missing), _padded(text[where], missing), np.pad(here, (0, missing), "edge")
+        padded = (
+            padded_rows(image[where], missing),
+            padded_rows(text[where], missing),
+            np.pad(here, (0, missing), "edge"),
+        )
         if self._rematch:
             statistics, partners = self._model.bank.score_and_rematch(*padded)
         else:
@@ -153,7 +157,7 @@ class _Side:
         return [(places[whole:], inputs[whole:])] if whole < len(places) else []
 
     def _run_pass(self, places: NDArray[np.int64], inputs: Tensor) -> None:
-        embedded = self._encode(_padded(inputs, self._width - len(places)))
+        embedded = self._encode(padded_rows(inputs, self._width - len(places)))
         self._embedded.append((places, embedded[: len(places)]))
 
 
@@ -162,5 +166,6 @@ def _taken(batch: Tensor, at: NDArray[np.int64]) -> Tensor:
     return batch if len(at) == len(batch) else batch[torch.from_numpy(at)]
 
 
-def _padded(batch: Tensor, missing: int) -> Tensor:
+def padded_rows(batch: Tensor, missing: int) -> Tensor:
+    """The batch with its last row ``missing`` times more."""
     return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch

@@ -6,7 +6,6 @@ for the pairs of which a person could not say.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.evaluation.labelling import draw_sample
+from noisyclean.evaluation.labelling import draw_rows
 from noisyclean.files import read_record, replacing, with_record
+from noisyclean.manifest.reading import Manifest
 from noisyclean.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -128,15 +128,10 @@ def _modified(path: Path) -> int | None:
 
 
 def _draw(out: Path, pairs: int, seed: int, progress: Progress) -> pd.DataFrame:
-    import pandas as pd
-
-    with tempfile.TemporaryDirectory(prefix="noisyclean-review-") as folder:
-        sample = Path(folder) / LABELS_FILE
-        draw_sample(out, sample=sample, pairs=pairs, seed=seed, progress=progress)
-        rows = pd.read_parquet(sample)
+    rows = draw_rows(Manifest(out), pairs, seed, progress)
     # A larger sample begins with the smaller one, and so do the random numbers.
     turn, within = rows.groupby("split").cumcount().to_numpy(), np.random.default_rng(seed).random(len(rows))
-    rows = rows.assign(unsure=False).iloc[np.lexsort([within, turn])]
+    rows = rows.assign(matched=None, unsure=False).iloc[np.lexsort([within, turn])]
     return rows.astype({"matched": "boolean", "unsure": bool}).reset_index(drop=True)
 
 

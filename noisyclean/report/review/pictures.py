@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from noisyclean.corpus.decoding import UndecodableError, decode_reduced
+from noisyclean.corpus.decoding import UndecodableError
 from noisyclean.corpus.embeddings import SUFFIXES
 from noisyclean.corpus.locate import Shard
 from noisyclean.corpus.pick import pick_pictures
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.manifest.parts import read_part_info, shard_state
 from noisyclean.manifest.splitting import read_out
+from noisyclean.report.pictures import small_webp, what_happened
 
 SIDE: Final = 1024
 """Pixels of the longer side that are shown."""
@@ -52,24 +51,11 @@ class Pictures:
             raise NoPicture(f"{shard}: not said where it lies")
         there = Shard(shard, self._paths[shard])
         try:
-            if read_part_info(self._out, shard).source not in ("", shard_state(there)):
-                what = "has changed since it was scored" if shard_state(there) else "is no longer there"
-                raise NoPicture(f"{there.path} {what}")
+            if (happened := what_happened(self._out, there)) is not None:
+                raise NoPicture(happened)
             data = pick_pictures(there, [key]).get(key)
             if data is None:
                 raise NoPicture(f"{there.path}: no picture of {key}")
-            return _encode(data)
+            return small_webp(data, SIDE, quality=90)
         except (UndecodableError, NoisycleanError, OSError) as error:
             raise NoPicture(str(error)) from error
-
-
-def _encode(data: bytes) -> bytes:
-    # Never as it lies in the shard: browsers know other formats than we, and have holes of their own.
-    from PIL import Image
-
-    pixels, _ = decode_reduced(data, (SIDE, SIDE))
-    image = Image.fromarray(pixels).convert("RGB")
-    image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=90)
-    return buffer.getvalue()

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from noisyclean.corpus.locate import find_shards
 from noisyclean.corpus.shards import ShardReader
-from noisyclean.evaluation.bench.throughput.scoring import CHUNK, Subject, unit_vectors
+from noisyclean.evaluation.bench.throughput.scoring import Subject, unit_vectors
 from noisyclean.manifest.parts import PartInfo, write_part
 from noisyclean.scoring.reference import MIN_BANK, BankedEncoder, ReferenceBank
+from noisyclean.scoring.score import CHUNK
 from noisyclean.scoring.scorer import NoEncoder, Scorer, ScoringStream
 from noisyclean.srem import bank_statistics
 

@@ -26,9 +26,8 @@ from noisyclean.errors import NoisycleanError
 from noisyclean.manifest.splitting import Summary
 from noisyclean.progress import Silent, Task
 from noisyclean.scoring.reference import ReferenceBank
-from noisyclean.scoring.score import BANK_FILE, BANK_SIZE, DEFAULT_BATCH, GPU_BATCH, score
-
-CHUNK = 128
+from noisyclean.scoring.score import BANK_FILE, BANK_SIZE, CHUNK, default_batch, score
+from noisyclean.scoring.window import padded_rows
 
 _SCORE = """
 import json, pathlib, sys
@@ -88,8 +87,7 @@ class Subject:
             np.arange(BANK_SIZE),
         )
         bank.save(folder / BANK_FILE, encoder=encoder.fingerprint())
-        width = DEFAULT_BATCH if device.type == "cpu" else GPU_BATCH
-        return cls(folder, encoder, bank.to(device), width, workers)
+        return cls(folder, encoder, bank.to(device), default_batch(device), workers)
 
     def score(self, tars: Sequence[Path], out: Path) -> tuple[Summary, float]:
         """Score into a new ``out``; how it went, and samples a second from the first tar to the last Parquet file."""
@@ -128,7 +126,7 @@ class Subject:
     def _passes(self, batch: Tensor) -> Iterator[Tensor]:
         """All of one width, as they are when scored: what is missing in the last is filled up."""
         for part in torch.split(batch, self.width):
-            yield torch.cat([part, part[-1:].expand(self.width - len(part), *part.shape[1:])])
+            yield padded_rows(part, self.width - len(part))
 
     def run(self, passes: Passes) -> int:
         """The passes alone; returns how many pairs that were."""
