@@ -21,6 +21,9 @@ MAX_PIXELS = 64_000_000
 MAX_ASPECT = 100
 """Nor may one side be longer than so many times the other: it is the short one that is resized to the model's input."""
 
+_STRIP = 64
+"""Rows of pixels that are copied at a time."""
+
 
 class UndecodableError(Exception):
     """The bytes are no picture that can be used; the message is the row's reason."""
@@ -59,7 +62,12 @@ def decode_reduced(data: bytes, least: tuple[int, int]) -> tuple[NDArray[np.uint
         # Whatever it finds fault with is left to Pillow, which forgives some of it, and has words for the rest.
         with suppress(ValueError):
             return simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2), image.size
-    return np.array(_load(image)), image.size
+    picture = _load(image)
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    for top in range(0, picture.height, _STRIP):  # NumPy takes a picture by way of two copies more
+        strip = slice(top, min(top + _STRIP, picture.height))
+        pixels[strip] = picture.crop((0, strip.start, picture.width, strip.stop))
+    return pixels, picture.size
 
 
 def _open(data: bytes) -> Picture:
@@ -80,7 +88,11 @@ def _open(data: bytes) -> Picture:
 
 
 def _load(image: Picture) -> Picture:
-    """Decode what was opened."""
+    """Decode what was opened.
+
+    Pillow takes up to four bytes a pixel, and of the largest pictures no more than two such are to be held at a time:
+    each is closed as soon as the next is made of it.
+    """
     from PIL import Image
 
     kind = image.format or "picture"
@@ -89,14 +101,24 @@ def _load(image: Picture) -> Picture:
             warnings.simplefilter("ignore")
             image.load()
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
-                image = image.convert("I").point(lambda value: value / 256).convert("L")
-            if "transparency" in image.info or "A" in image.getbands() or "a" in image.getbands():
-                rgba = image.convert("RGBA")
-                image = Image.new("RGBA", rgba.size, "white")
-                image.alpha_composite(rgba)
-            return image.convert("RGB")
+                if image.mode not in ("I", "I;16"):
+                    image = _instead_of(image, image.convert("I"))
+                image = _instead_of(image, image.point(lambda value: value / 256))
+                image = _instead_of(image, image.convert("L"))
+            if image.mode != "RGBA" and ("transparency" in image.info or {"A", "a"} & {*image.getbands()}):
+                image = _instead_of(image, image.convert("RGBA"))
+            if image.mode == "RGBA":
+                flat = Image.new("RGB", image.size, "white")
+                flat.paste(image, mask=image)
+                return _instead_of(image, flat)
+            return image if image.mode == "RGB" else _instead_of(image, image.convert("RGB"))
     except Exception as error:
         raise _fault(kind, error) from error
+
+
+def _instead_of(image: Picture, new: Picture) -> Picture:
+    image.close()
+    return new
 
 
 def _fault(kind: str, error: Exception) -> UndecodableError:
