@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import lzma
 import re
 import tarfile
 import zlib
@@ -25,6 +24,12 @@ METADATA_EXTENSION = "json"
 
 MAX_MEMBER_BYTES = 256 * 2**20
 """A larger member is passed over unread: no picture or caption is this large, and memory must stay bounded."""
+
+MAX_INFLATION = 100
+"""A compressed tar that inflates to so many times its size is damaged: pictures hardly do at all."""
+INFLATED_UNASKED = 64 * 2**20
+"""Bytes up to which the tar may do so: a few captions can be all alike."""
+_GZIP = b"\x1f\x8b"
 
 MAX_HEADER_BYTES = 2**20
 """A longer name, or a longer list of attributes, is damage."""
@@ -51,7 +56,6 @@ DAMAGE = (
     EOFError,
     gzip.BadGzipFile,
     zlib.error,
-    lzma.LZMAError,
     ValueError,
     TypeError,
     LookupError,
@@ -123,21 +127,48 @@ class StrictHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
 
 
-class _EndingStream:
-    """A stream that will not be read on and on at its end.
+class _TarStream:
+    """The bytes of a tar, inflated where it is compressed, for tarfile, which is kept from going on and on.
 
-    tarfile does so where a member claims to be larger than its tar: of exabytes it would never be done.
+    It would read at the end of the stream for as long as a member claims to go on, and inflate a bomb to pass it over.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+        self._raw = _Counted(stream)
+        compressed = self._raw.peek(len(_GZIP)) == _GZIP
+        self._stream = gzip.GzipFile(fileobj=cast("IO[bytes]", self._raw)) if compressed else self._raw
+        self._count = 0
         self._reads_at_end = 0
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
+        self._count += len(data)
+        if self._count > max(MAX_INFLATION * self._raw.count, INFLATED_UNASKED):
+            raise tarfile.ReadError(f"inflates to over {MAX_INFLATION} times its size")
         self._reads_at_end = 0 if data else self._reads_at_end + 1
         if self._reads_at_end > 8:
             raise EOFError("unexpected end of data")
+        return data
+
+
+class _Counted:
+    """A stream that knows how many bytes were read of it, and can be looked into."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._ahead = b""
+        self.count = 0
+
+    def peek(self, size: int) -> bytes:
+        """The first bytes, which will be read again."""
+        while len(self._ahead) < size and (more := self._stream.read(size - len(self._ahead))):
+            self._ahead += more
+        return self._ahead
+
+    def read(self, size: int) -> bytes:
+        data, self._ahead = self._ahead[:size], self._ahead[size:]
+        data = data or self._stream.read(size)
+        self.count += len(data)
         return data
 
 
@@ -184,8 +215,8 @@ class ShardReader:
             try:
                 # backslashreplace: a name that is not UTF-8 becomes a key that can be written to tables.
                 with tarfile.open(
-                    fileobj=cast("IO[bytes]", _EndingStream(stream)),
-                    mode="r|*",
+                    fileobj=cast("IO[bytes]", _TarStream(stream)),
+                    mode="r|",
                     errors="backslashreplace",
                     tarinfo=StrictHeader,
                 ) as tar:

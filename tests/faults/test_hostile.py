@@ -190,15 +190,30 @@ def test_a_header_of_gigabytes_is_damage(tmp_path: Path, kind: bytes) -> None:
         assert read(path) == ({"a": "no image"}, f"damaged tar: header over {MAX_HEADER_BYTES >> 20} MiB")
 
 
-def test_a_gzip_bomb_takes_no_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [200 * 2**20, MAX_MEMBER_BYTES + 1])
+def test_a_gzip_bomb_is_damage(tmp_path: Path, size: int) -> None:
     path = tmp_path / "0.tar.gz"
     with gzip.open(path, "wb", 1) as file, tarfile.open(fileobj=file, mode="w|") as tar:
-        bomb = tarfile.TarInfo("a.png")
-        bomb.size = MAX_MEMBER_BYTES + 1
-        tar.addfile(bomb, _Zeros(bomb.size))
-        add_member(tar, "b.txt", b"a dog")
-    with bounded(seconds=10):  # it has to be inflated to be passed over
-        assert read(path) == ({"a": "member over 256 MiB", "b": "no image"}, None)
+        add_member(tar, "a.png", encode_image())
+        add_member(tar, "a.txt", b"a dog")
+        for name in ("b.png", "c.png"):
+            bomb = tarfile.TarInfo(name)
+            bomb.size = size
+            tar.addfile(bomb, _Zeros(bomb.size))
+    with bounded():
+        samples, damage = read(path)
+    assert (samples["a"], damage) == (None, "damaged tar: inflates to over 100 times its size")
+    assert samples["b"] in ("cut off with its shard", "member over 256 MiB")
+
+
+def test_what_inflates_a_little_is_no_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar.gz"
+    with gzip.open(path, "wb", 1) as file, tarfile.open(fileobj=file, mode="w|") as tar:
+        add_member(tar, "a.png", encode_image())
+        add_member(tar, "a.txt", b"a dog")
+        add_member(tar, "a.log", bytes(60 * 2**20))
+    with bounded():
+        assert read(path) == ({"a": None}, None)
 
 
 class _Zeros(io.RawIOBase):
