@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
+import signal
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image as Picture
+
+T = TypeVar("T")
 
 Decode: TypeAlias = Literal["fast", "exact"]
 """How pictures become model input: nearly as open_clip does it, at several times the speed, or to the pixel."""
@@ -20,6 +26,9 @@ MAX_PIXELS = 64_000_000
 
 MAX_ASPECT = 100
 """Nor may one side be longer than so many times the other: it is the short one that is resized to the model's input."""
+
+DECODING_SECONDS = 60
+"""A picture that takes longer hangs."""
 
 _STRIP = 64
 """Rows of pixels that are copied at a time."""
@@ -66,8 +75,40 @@ def decode_reduced(data: bytes, least: tuple[int, int]) -> tuple[NDArray[np.uint
     pixels = np.empty((picture.height, picture.width, 3), np.uint8)
     for top in range(0, picture.height, _STRIP):  # NumPy takes a picture by way of two copies more
         strip = slice(top, min(top + _STRIP, picture.height))
-        pixels[strip] = picture.crop((0, strip.start, picture.width, strip.stop))
+        pixels[strip] = np.asarray(picture.crop((0, strip.start, picture.width, strip.stop)))
     return pixels, picture.size
+
+
+def decode_apart(decode: Callable[[bytes], T], data: bytes) -> T:
+    """``decode(data)``, in a process of its own, which may die of it or hang.
+
+    Raises:
+        UndecodableError: by ``decode``, or the process has ended, twice.
+    """
+    if not hasattr(os, "fork"):
+        return decode(data)
+    for _ in range(2):  # the system may have killed it for want of memory, once
+        ours, theirs = os.pipe()
+        if not (child := os.fork()):
+            with suppress(Exception), os.fdopen(theirs, "wb") as pipe:
+                signal.alarm(DECODING_SECONDS)  # which ends it
+                try:
+                    answer: T | UndecodableError = decode(data)
+                except UndecodableError as error:
+                    answer = error
+                pickle.dump(answer, pipe)
+                pipe.flush()
+                os._exit(0)
+            os._exit(1)
+        os.close(theirs)
+        with os.fdopen(ours, "rb") as pipe:
+            received = pipe.read()
+        if os.waitpid(child, 0)[1] == 0:
+            answer = pickle.loads(received)
+            if isinstance(answer, UndecodableError):
+                raise answer
+            return answer
+    raise UndecodableError("crashes the decoder")
 
 
 def _open(data: bytes) -> Picture:

@@ -98,21 +98,22 @@ def _numbered(function: Callable[[S], T], position: int, item: S) -> tuple[int, 
 
 
 def read_in_processes(
-    read: Callable[[S, int], Iterator[T]],
+    read: Callable[[S, int, bool], Iterator[T]],
     items: Sequence[S],
     workers: int,
     *,
     in_order: bool,
     prepare: Callable[[], None],
 ) -> Iterator[T]:
-    """Yield what ``read(item, 0)`` yields for each item, computed in ``workers`` processes.
+    """Yield what ``read(item, 0, False)`` yields for each item, computed in ``workers`` processes.
 
     The pieces of one item come in order; items are interleaved. They come through sockets, and take neither shared
     memory (of which a container has little) nor file descriptors.
 
     Args:
-        read: called with an item and how many of its first pieces are not wanted, as they have been handed over by a
-            process that died since. Equal calls must yield equal pieces.
+        read: called with an item, how many of its first pieces are not wanted, as they have been handed over by a
+            process that died since, and whether the next piece has ended all its processes, and this is its last
+            chance. Equal calls must yield equal pieces.
         in_order: whether the processes take turns, which gives the same order at every call; else whoever is ready
             hands over.
         prepare: called once in each process.
@@ -157,7 +158,9 @@ class _Reader(Generic[S, T]):
         heard: when it last did, by the monotonic clock.
     """
 
-    def __init__(self, read: Callable[[S, int], Iterator[T]], items: Sequence[S], prepare: Callable[[], None]) -> None:
+    def __init__(
+        self, read: Callable[[S, int, bool], Iterator[T]], items: Sequence[S], prepare: Callable[[], None]
+    ) -> None:
         self._read = read
         self._items = deque(items)
         self._prepare = prepare
@@ -170,7 +173,7 @@ class _Reader(Generic[S, T]):
         self.socket, theirs = socket.socketpair()
         self._process = get_context().Process(
             target=_hand_over,
-            args=(os.getpid(), self._read, list(self._items), self._pieces, self._prepare, theirs),
+            args=(os.getpid(), self._read, list(self._items), self._pieces, self._lives == 1, self._prepare, theirs),
             daemon=True,
         )
         self._process.start()
@@ -221,9 +224,10 @@ class _Reader(Generic[S, T]):
 
 def _hand_over(
     parent: int,
-    read: Callable[[S, int], Iterator[T]],
+    read: Callable[[S, int, bool], Iterator[T]],
     items: Sequence[S],
     pieces: int,
+    careful: bool,
     prepare: Callable[[], None],
     to: socket.socket,
 ) -> None:
@@ -236,9 +240,9 @@ def _hand_over(
     try:
         prepare()
         for item in items:
-            for piece in read(item, pieces):
+            for piece in read(item, pieces, careful):
                 outbox.put(("piece", piece))
-            pieces = 0
+            pieces, careful = 0, False
             outbox.put(("end", None))
     except NoisycleanError as error:
         outbox.put(("error", error))

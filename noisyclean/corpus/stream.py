@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyclean.corpus.chunk import ROWS, Chunk
-from noisyclean.corpus.decoding import UndecodableError
+from noisyclean.corpus.decoding import UndecodableError, decode_apart
 from noisyclean.corpus.identity import caption_id, image_id
 from noisyclean.corpus.locate import Shard
 from noisyclean.corpus.parallel import LIVES, LostError, read_in_processes
@@ -44,7 +44,8 @@ def stream_chunks(
     """Decode ``shards`` in ``workers`` processes (0: in this one).
 
     Chunks of one shard come in order; those of different shards are interleaved. Nothing here depends on the number
-    of workers but that interleaving. A worker that is killed or hangs is replaced.
+    of workers but that interleaving. A worker that is killed or hangs is replaced; a picture that always ends its
+    worker is all that is lost by it.
 
     Args:
         wanted: for each shard a mask over its samples; others are left out altogether, without being decoded.
@@ -60,7 +61,7 @@ def stream_chunks(
     workers = min(workers, len(shards))
     if not workers:
         for shard in shards:
-            yield from reader.read(shard, 0)
+            yield from reader.read(shard)
         return
     parcels = read_in_processes(
         reader.read_packed, shards, workers, in_order=in_order, prepare=partial(_give_way, niceness)
@@ -95,14 +96,18 @@ class _ChunkReader:
         self.chunk_size = chunk_size
         self.wanted = wanted
 
-    def read_packed(self, shard: Shard, skip: int) -> Iterator[tuple[Chunk, NDArray[Any], NDArray[Any]]]:
+    def read_packed(self, shard: Shard, skip: int, careful: bool) -> Iterator[tuple[Chunk, NDArray[Any], NDArray[Any]]]:
         """Chunks for another process: what is in the tensors beside them, as torch would send it by shared memory."""
         nothing = torch.empty(0)
-        for chunk in self.read(shard, skip):
+        for chunk in self.read(shard, skip, careful):
             yield replace(chunk, image=nothing, text=nothing), chunk.image.numpy(), chunk.text.numpy()
 
-    def read(self, shard: Shard, skip: int) -> Iterator[Chunk]:
-        """The chunks of a shard but for the first ``skip``, of which nothing is decoded."""
+    def read(self, shard: Shard, skip: int = 0, careful: bool = False) -> Iterator[Chunk]:
+        """The chunks of a shard but for the first ``skip``, of which nothing is decoded.
+
+        Of the next, if ``careful``, each picture is decoded in a process of its own.
+        """
+        decode = partial(decode_apart, self.preparer.pixels) if careful else self.preparer.pixels
         mask = None if self.wanted is None else self.wanted[shard.name]
         reader = ShardReader(shard)
         samples: list[Sample] = []
@@ -116,11 +121,12 @@ class _ChunkReader:
                     skip -= 1
                 else:
                     yield self._chunk(shard, samples, pictures)
+                    decode = self.preparer.pixels
                 samples, pictures = [], []
             if sample.fault is None and not skip:
                 assert sample.image is not None
                 try:
-                    pixels, (width, height) = self.preparer.pixels(sample.image)
+                    pixels, (width, height) = decode(sample.image)
                     sample.width, sample.height = sample.width or width, sample.height or height
                     pictures.append(_Picture(image_id(sample.image), pixels))
                 except UndecodableError as error:

@@ -22,10 +22,12 @@ def once(flag: Path) -> bool:
     return True
 
 
-def count_to(flags: Path, fault: str, item: int, skip: int) -> Iterator[tuple[int, int]]:
+def count_to(flags: Path, fault: str, item: int, skip: int, careful: bool) -> Iterator[tuple[int, int]]:
     """Five pieces; amid those of item 3 the process dies or hangs, once."""
     for piece in range(skip, 5):
-        if (item, piece) == (3, 2) and (fault == "always" or once(flags / fault)):
+        if (item, piece) == (3, 2) and (
+            fault == "always" or (fault == "careless" and not careful) or (fault != "careless" and once(flags / fault))
+        ):
             time.sleep(0.3)  # what it has made before is under way
             if fault == "hang":
                 time.sleep(60)

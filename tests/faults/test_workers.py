@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 from faults.dying import count_to, die, killed, nothing, once, work
+from helpers import encode_image, pair, write_tar
 
-from noisyclean.corpus import parallel
+from noisyclean.corpus import decoding, parallel
+from noisyclean.corpus.decoding import UndecodableError, decode_apart, decode_image
 from noisyclean.corpus.index import CorpusIndex
+from noisyclean.corpus.locate import find_shards
 from noisyclean.corpus.parallel import LostError, map_in_processes, read_in_processes
 from noisyclean.corpus.stream import stream_chunks
 from noisyclean.encoders import DualEncoder
@@ -44,6 +48,12 @@ def test_what_always_ends_its_process_is_named(tmp_path: Path, in_order: bool) -
     with pytest.raises(LostError, match="was killed by signal 9") as lost:
         list(read_in_processes(partial(count_to, tmp_path, "always"), range(5), 2, in_order=in_order, prepare=nothing))
     assert lost.value.item == 3
+
+
+def test_the_last_process_is_told_to_be_careful(tmp_path: Path) -> None:
+    read = partial(count_to, tmp_path, "careless")
+    found = list(read_in_processes(read, range(5), 2, in_order=False, prepare=nothing))
+    assert sorted(found) == [(item, piece) for item in range(5) for piece in range(5)]
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -87,12 +97,51 @@ def test_chunks_do_not_depend_on_deaths(faulty_index: CorpusIndex, encoder: Dual
     assert (tmp_path / "flag").exists()
 
 
+class Deadly(Killer):
+    """A decoder that some of the pictures crash, at every try."""
+
+    def __init__(self, encoder: DualEncoder, *pictures: bytes) -> None:
+        super().__init__(encoder, Path())
+        self.pictures = pictures
+
+    def pixels(self, data: bytes) -> object:
+        if data in self.pictures:
+            killed(os.getpid())
+        return self.preprocessor.pixels(data)
+
+
+def test_pictures_that_kill_their_decoder_are_all_that_is_lost(encoder: DualEncoder, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {f"{i:02}": pair(i) for i in range(40)})
+    write_tar(tmp_path / "1.tar", {f"{i:02}": pair(i) for i in range(40, 60)})
+
+    def read(preparer: object) -> dict[str, list[tuple[str, str | None]]]:
+        found: dict[str, list[tuple[str, str | None]]] = {"0": [], "1": []}
+        for one in stream_chunks(find_shards(tmp_path), preparer, chunk_size=8, workers=2):  # type: ignore[arg-type]
+            found[one.shard] += zip(one.rows["key"].to_pylist(), one.rows["fault"].to_pylist(), strict=True)
+            assert len(one.image) == len(one.text) == one.rows["fault"].null_count
+        return found
+
+    expected = read(encoder.preprocessor)
+    for at in (12, 13, 17):
+        expected["0"][at] = (str(at), "crashes the decoder")
+    assert read(Deadly(encoder, *map(encode_image, (12, 13, 17)))) == expected
+
+
+def test_a_decoder_apart_may_answer_refuse_or_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "DECODING_SECONDS", 1)
+    assert decode_apart(decode_image, encode_image(3)).getpixel((0, 0)) == (0, 0, 3)
+    with pytest.raises(UndecodableError, match="not a picture"):
+        decode_apart(decode_image, b"nothing")
+    with pytest.raises(UndecodableError, match="crashes the decoder"):
+        decode_apart(lambda _: time.sleep(30), b"")
+
+
 @pytest.mark.parametrize("shard", range(6))
 def test_skipped_chunks_are_the_first(faulty_index: CorpusIndex, encoder: DualEncoder, shard: int) -> None:
     """A process that died between a shard's last chunk and the word of its end leaves nothing to hand over."""
     from noisyclean.corpus.stream import _ChunkReader
 
     reader = _ChunkReader(encoder.preprocessor, 10, None)
-    whole = [one.rows for one in reader.read(faulty_index.shards[shard], 0)]
+    whole = [one.rows for one in reader.read(faulty_index.shards[shard])]
     for skip in range(len(whole) + 1):
         assert [one.rows for one in reader.read(faulty_index.shards[shard], skip)] == whole[skip:]
