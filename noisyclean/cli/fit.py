@@ -49,17 +49,26 @@ def fit(
       noisyclean fit shards/
       noisyclean fit shards/ --folds 4
       noisyclean fit 'shards/{00000..00099}.tar' -o run -r gpu --set optimiser.epochs=5
+      torchrun --nproc-per-node 8 -m noisyclean fit shards/  (on 8 GPUs; docs/scale.md has several machines)
     """
+    from contextlib import nullcontext
     from dataclasses import asdict
 
     from rich.markup import escape
 
     from noisyclean.cli.console import console, print_json, progress_bar
+    from noisyclean.progress import SILENT
+    from noisyclean.training.distributed import FailedElsewhereError, leads
     from noisyclean.training.fit import fit as train
 
     overrides = [*(set_ or ()), *([] if folds is None else [f"folds={folds}"])]
-    with progress_bar() as progress:
-        record = train(shards, out=out, recipe=recipe, overrides=overrides, device=device, progress=progress)
+    try:
+        with progress_bar() if leads() else nullcontext(SILENT) as progress:
+            record = train(shards, out=out, recipe=recipe, overrides=overrides, device=device, progress=progress)
+    except FailedElsewhereError as error:
+        raise typer.Exit(error.exit_code) from error
+    if not leads():
+        return
     if as_json:
         print_json(asdict(record))
         return

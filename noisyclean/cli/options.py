@@ -7,6 +7,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from noisyclean.files import place
+
 Shards: TypeAlias = Annotated[
     list[str],
     typer.Argument(metavar="SHARDS", help="A folder of .tar shards, a glob, a brace pattern, @list.txt, or a URL."),
@@ -20,4 +22,6 @@ Device: TypeAlias = Annotated[
     typer.Option("--device", help="cpu, cuda, cuda:1 …  [default: a GPU if there is one]", show_default=False),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Out: TypeAlias = Annotated[Path, typer.Argument(metavar="[OUT]", help="The folder that `noisyclean score` wrote.")]
+Out: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="[OUT]", parser=place, help="The folder that `noisyclean score` wrote.")
+]

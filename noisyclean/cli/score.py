@@ -10,6 +10,8 @@ import typer
 from noisyclean.cli.options import AsJson, Device, Workers
 from noisyclean.corpus.decoding import Decode
 from noisyclean.errors import NoisycleanError
+from noisyclean.files import place
+from noisyclean.scoring.engines import EngineName
 
 
 def score(
@@ -60,7 +62,9 @@ def score(
             "fold's model: name one of them, RUN/fold-0/encoder.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The OUT folder to write.")] = Path("noisyclean-out"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PATH", parser=place, help="The OUT folder to write.")
+    ] = Path("noisyclean-out"),
     fdr: Annotated[float, typer.Option(min=0, max=1, help="Mismatch rate asked of the clean part.")] = 0.05,
     rematch: Annotated[
         bool,
@@ -98,6 +102,23 @@ def score(
     ] = None,
     workers: Workers = None,
     device: Device = None,
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            "--engine",
+            help="local: in this process; ray: by models on each GPU of a Ray cluster, or on each node where there are "
+            "none. What one has begun, the other finishes.",
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="The Ray cluster: HOST:PORT, or auto for the one this machine is in. All of its nodes must reach "
+            "shards and OUT by the same paths.  [default: this machine alone]",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score every pair and split the corpus.
@@ -113,6 +134,7 @@ def score(
       noisyclean score shards/ -m ViT-B-32/laion2b_s34b_b79k -o scored --save-embeddings embedded
       noisyclean score --embeddings embedded -o scored-again --rematch
       noisyclean score --embeddings 'metadata/*.npz' --temperature 0.01 -o scored
+      noisyclean score -m /mnt/run -o /mnt/out --engine ray --address auto
     """
     from dataclasses import asdict
 
@@ -134,6 +156,8 @@ def score(
             batch_size=batch_size,
             workers=workers,
             device=device,
+            engine=engine,
+            address=address,
             progress=progress,
         )
     if as_json:

@@ -16,6 +16,7 @@ from noisyclean.corpus.layouts import Layout, Pair, read_cc, read_karpathy
 from noisyclean.corpus.shards import IMAGE_EXTENSIONS, add_member
 from noisyclean.corpus.survey import IMAGE_INDEX
 from noisyclean.errors import UsageError
+from noisyclean.files import local_place
 from noisyclean.progress import SILENT, Progress
 
 
@@ -56,7 +57,7 @@ def convert(
         UsageError: no such file or folder, another layout, a split that is not there, no image that is there, or an
             ``out`` that holds shards.
     """
-    annotations, images, out = Path(annotations), Path(images), Path(out)
+    annotations, images, out = Path(annotations), Path(images), local_place(out)
     if layout not in get_args(Layout):
         raise UsageError(f"{layout}: no such layout; there are {', '.join(get_args(Layout))}")
     if not annotations.is_file():

@@ -202,7 +202,7 @@ def _same_samples(shard: Shard, count: int) -> Iterable[SampleMembers]:
         for raw, _ in zip(ShardReader(shard).members(), range(count), strict=True):
             yield raw
     except ValueError as error:
-        raise NoisycleanError(f"{shard.path}: changed while it was read; run the command again") from error
+        raise NoisycleanError(f"{shard}: changed while it was read; run the command again") from error
 
 
 def _with_caption_of(donor: _Members, members: _Members) -> _Members:

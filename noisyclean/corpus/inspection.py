@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from noisyclean.corpus.decoding import UndecodableError, decode_image
 from noisyclean.corpus.identity import caption_id, image_id, pair_id
-from noisyclean.corpus.locate import Shard, ShardSpec, find_shards
+from noisyclean.corpus.locate import Shard, ShardSpec, find_shards, is_address
 from noisyclean.corpus.parallel import default_workers, map_in_processes
 from noisyclean.corpus.shards import ShardReader
 from noisyclean.progress import SILENT, Progress
@@ -144,13 +145,14 @@ def _format(image: bytes) -> str:
 
 
 def _tar_bytes(shard: Shard) -> int:
-    import fsspec
+    if is_address(shard.path):
+        from noisyclean.corpus.remote import look_up
 
-    filesystem, path = fsspec.core.url_to_fs(shard.path)
+        return look_up(shard.path).size
     try:
-        return int(filesystem.size(path) or 0)
+        return Path(shard.path).stat().st_size
     except OSError:
-        return 0  # the reader says what is wrong with the shard; a server may also just not tell sizes
+        return 0  # the reader says what is wrong with the shard
 
 
 def _sum_up(shards: Sequence[Shard], contents: Sequence[_Contents]) -> Inspection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,26 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 ShardSpec: TypeAlias = str | Path | Sequence[str | Path]
 """What every command takes as SHARDS; several specs are joined."""
 
+HIDDEN = "***"
+"""What stands in a message or a record for what was secret in an address."""
+
+# A password is secret; in the address of a web server, so is a user's name alone, which may be a token. Of other stores
+# it may be a part of the place (abfs://container@account).
+_SIGN_IN = re.compile(r"(?<=://)[^/]*:[^/]*@|(?:(?<=http://)|(?<=https://))[^/]*@")
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar of samples. ``name`` is its identity in every table; ``path`` is where it lies now."""
+    """One tar of samples. ``name`` is its identity in every table; ``path`` is where it lies now.
+
+    As a string, it is that place as it may be shown.
+    """
 
     name: str
     path: str
+
+    def __str__(self) -> str:
+        return without_secrets(self.path)
 
 
 def find_shards(spec: ShardSpec) -> list[Shard]:
@@ -38,38 +52,68 @@ def find_shards(spec: ShardSpec) -> list[Shard]:
     paths = [path for one in specs for path in _expand(str(one))]
     for path, count in Counter(paths).items():
         if count > 1:
-            raise UsageError(f"{path}: named {count} times in SHARDS; name each shard once")
+            raise UsageError(f"{without_secrets(path)}: named {count} times in SHARDS; name each shard once")
     return sorted((Shard(name, path) for name, path in _names(paths)), key=lambda shard: shard.name)
 
 
 def absolute_paths(shards: Iterable[Shard]) -> list[str]:
-    """Where the shards lie, in words that hold whatever the working directory: what a record of them keeps."""
-    return [shard.path if "://" in shard.path else str(Path(shard.path).absolute()) for shard in shards]
+    """Where the shards lie, in words that hold whatever the working directory: what a record of them keeps.
+
+    What is secret in an address is not in it; shards that had any must be named again.
+    """
+    return [
+        without_secrets(shard.path) if is_address(shard.path) else str(Path(shard.path).absolute()) for shard in shards
+    ]
+
+
+def is_address(path: str) -> bool:
+    """Whether it is an address that fsspec knows, and no path of this machine."""
+    return "://" in path
+
+
+def without_secrets(path: str) -> str:
+    """An address as it may be shown and recorded: ``HIDDEN`` stands for who signs in, and for what a query says."""
+    if not is_address(path):
+        return path
+    place, query = split_query(path)
+    return _SIGN_IN.sub(f"{HIDDEN}@", place) + (f"?{HIDDEN}" if query else "")
+
+
+def split_query(address: str) -> tuple[str, str]:
+    """An address without its query, and that: where addresses are signed, or carry tokens. ``""``: there is none.
+
+    But for web servers, a question mark may be a sign of a glob.
+    """
+    place, mark, query = address.partition("?")
+    is_query = bool(mark) and ("=" in query or "http" in place.partition("://")[0])
+    return (place, query) if is_query else (address, "")
 
 
 def _expand(spec: str) -> list[str]:
     if spec.startswith("@"):
-        return _expand_list(Path(spec[1:]))
+        return _expand_list(spec[1:])
+    if is_address(spec) and HIDDEN in spec:
+        raise UsageError(f"{spec}: was recorded without the secret in it; name SHARDS again")
     if "{" in spec:
         from braceexpand import braceexpand
 
         try:
             expanded = list(braceexpand(spec))
         except ValueError as error:
-            raise UsageError(f"{spec}: unbalanced braces in the shard pattern") from error
+            raise UsageError(f"{without_secrets(spec)}: unbalanced braces in the shard pattern") from error
         if expanded != [spec]:
             return _present(spec, [path for one in expanded for path in _expand_globbed(one)])
-    if "://" in spec:
+    if is_address(spec):
         return _expand_remote(spec)
     return _expand_local(spec)
 
 
 def _expand_globbed(path: str) -> list[str]:
-    return _expand(path) if any(sign in path for sign in "*?[") else [path]
+    return _expand(path) if _is_glob(path) else [path]
 
 
 def _present(spec: str, paths: list[str]) -> list[str]:
-    missing = [path for path in paths if "://" not in path and not Path(path).is_file()]
+    missing = [path for path in paths if not is_address(path) and not Path(path).is_file()]
     if len(missing) == len(paths):
         raise UsageError(f"{spec}: no such shards (the first would be {paths[0]}); check the path and the range")
     if missing:
@@ -80,17 +124,32 @@ def _present(spec: str, paths: list[str]) -> list[str]:
     return paths
 
 
-def _expand_list(listing: Path) -> list[str]:
-    try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{listing}: cannot read the list of shards ({_why(error)})") from error
-    entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+def _expand_list(listing: str) -> list[str]:
+    entries = [line.strip() for line in _read_list(listing).splitlines()]
+    entries = [one for one in entries if one and not one.startswith("#")]
     if not entries:
-        raise UsageError(f"{listing}: the list of shards is empty; put one shard path or pattern on each line")
+        raise UsageError(
+            f"{without_secrets(listing)}: the list of shards is empty; put one shard path or pattern on each line"
+        )
     # Relative entries are relative to the list, so that a list travels with its shards.
-    anchored = [one if "://" in one or Path(one).is_absolute() else str(listing.parent / one) for one in entries]
+    anchored = [one if is_address(one) or Path(one).is_absolute() else _beside(listing, one) for one in entries]
     return [path for one in anchored for path in _expand(one)]
+
+
+def _beside(listing: str, entry: str) -> str:
+    if is_address(listing):
+        return posixpath.join(posixpath.dirname(split_query(listing)[0]), entry)
+    return str(Path(listing).parent / entry)
+
+
+def _read_list(listing: str) -> str:
+    from noisyclean.corpus.remote import read_remote
+
+    try:
+        data = read_remote(listing) if is_address(listing) else Path(listing).read_bytes()
+        return data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{without_secrets(listing)}: cannot read the list of shards ({_why(error)})") from error
 
 
 def _expand_local(spec: str) -> list[str]:
@@ -116,25 +175,21 @@ def _expand_local(spec: str) -> list[str]:
 
 
 def _expand_remote(spec: str) -> list[str]:
-    import fsspec
+    from noisyclean.corpus.remote import list_remote
 
-    if spec.endswith(TAR_SUFFIXES) and not _is_glob(spec):
+    if split_query(spec)[0].endswith(TAR_SUFFIXES) and not _is_glob(spec):
         return [spec]  # taken at its word: many stores forbid listing
-    try:
-        filesystem, root = fsspec.core.url_to_fs(spec)
-        pattern = root if _is_glob(spec) else posixpath.join(root, "**", "*")
-        found = [filesystem.unstrip_protocol(one) for one in filesystem.glob(pattern)]
-    except (OSError, ImportError, ValueError) as error:
-        raise UsageError(f"{spec}: cannot list the shards ({_why(error)})") from error
-    found = sorted(one for one in found if one.endswith(TAR_SUFFIXES))
+    pattern = spec if _is_glob(spec) else posixpath.join(spec, "**")
+    found = [one for one in list_remote(pattern) if one.endswith(TAR_SUFFIXES)]
     if not found:
-        raise UsageError(f"{spec}: matches no .tar shards")
+        raise UsageError(f"{without_secrets(spec)}: matches no .tar shards")
     return found
 
 
 def _names(paths: Sequence[str]) -> Iterable[tuple[str, str]]:
     """Each path with the shortest tail of it that no other path shares."""
-    parts = {path: _stem(path).replace("\\", "/").split("/") for path in paths}
+    # Names are shown, and are file names: of an address, no more is in them than of its place.
+    parts = {path: _stem(without_secrets(split_query(path)[0])).replace("\\", "/").split("/") for path in paths}
     depth = dict.fromkeys(paths, 1)
     while True:
         names = {path: "/".join(parts[path][-depth[path] :]) for path in paths}
@@ -143,7 +198,8 @@ def _names(paths: Sequence[str]) -> Iterable[tuple[str, str]]:
         if not shared:
             return ((names[path], path) for path in paths)
         if all(depth[path] >= len(parts[path]) for path in shared):
-            raise UsageError(f"{shared[0]} and {shared[1]}: two shards of the same name; rename one of them")
+            one, other = map(without_secrets, shared[:2])
+            raise UsageError(f"{one} and {other}: two shards of the same name; rename one of them")
         for path in shared:
             depth[path] += 1
 
@@ -156,7 +212,7 @@ def _stem(path: str) -> str:
 
 
 def _is_glob(spec: str) -> bool:
-    return any(sign in spec for sign in "*?[")
+    return any(sign in (split_query(spec)[0] if is_address(spec) else spec) for sign in "*?[")
 
 
 def _why(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from noisyclean.corpus.parallel import default_workers
 from noisyclean.corpus.survey import Corpus, survey
 from noisyclean.corpus.truth import RANDOM, TRUE_KINDS, known_truth
 from noisyclean.errors import UsageError
+from noisyclean.files import local_place
 from noisyclean.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def corrupt(
         UsageError: a rate outside 0 to 1, an unknown protocol, no such shards, or an ``out`` that holds shards.
         NoisycleanError: a shard cannot be opened, or changes while it is read.
     """
-    found, out = find_shards(shards), Path(out)
+    found, out = find_shards(shards), local_place(out)
     if not 0 <= rate <= 1:
         raise UsageError(f"rate must be 0 to 1, the share of pairs to make wrong, not {rate}")
     if protocol not in get_args(NoiseProtocol):

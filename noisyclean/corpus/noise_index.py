@@ -23,7 +23,7 @@ from noisyclean.corpus.parallel import default_workers
 from noisyclean.corpus.survey import IMAGE_INDEX, Corpus, survey
 from noisyclean.corpus.truth import RANDOM, known_truth
 from noisyclean.errors import UsageError
-from noisyclean.files import replacing
+from noisyclean.files import local_place, replacing
 from noisyclean.progress import SILENT, Progress
 
 Level: TypeAlias = Literal["caption", "image"]
@@ -107,7 +107,7 @@ def apply_index(
             an ``out`` that holds shards.
         NoisycleanError: a shard cannot be opened, or changes while it is read.
     """
-    found, out = find_shards(shards), Path(out)
+    found, out = find_shards(shards), local_place(out)
     check_target(found, out)
     source = str(index) if isinstance(index, str | Path) else "the noise index"
     index = read_index(index) if isinstance(index, str | Path) else index
@@ -115,7 +115,7 @@ def apply_index(
     corpus = survey(found, with_text=False, workers=workers, progress=progress)
     truth = known_truth(corpus)
     if not truth["matched"].all():
-        raise UsageError(f"{found[0].path}: noise was planted here already; apply {source} to the shards before that")
+        raise UsageError(f"{found[0]}: noise was planted here already; apply {source} to the shards before that")
     own, first = _own_images(corpus)
     chosen = _by_caption(index, source, own, len(first))
 
@@ -141,14 +141,14 @@ def _own_images(corpus: Corpus) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         row = int(np.flatnonzero(~stated)[0])
         shard = corpus.shards[int(np.searchsorted(corpus.starts, row, side="right")) - 1]
         raise UsageError(
-            f"{shard.path}: {corpus.keys[row]} has no {IMAGE_INDEX} in its json, as other samples have; "
+            f"{shard}: {corpus.keys[row]} has no {IMAGE_INDEX} in its json, as other samples have; "
             "name the shards of one `noisyclean convert` only"
         )
     order = np.argsort(~corpus.pictured, kind="stable")
     numbers, at = np.unique(own[order], return_index=True)
     if not np.array_equal(numbers, np.arange(len(numbers))):
         raise UsageError(
-            f"{corpus.shards[0].path}: the shards have images up to number {numbers[-1]:,}, but only "
+            f"{corpus.shards[0]}: the shards have images up to number {numbers[-1]:,}, but only "
             f"{len(numbers):,} of them; name all shards that `noisyclean convert` wrote"
         )
     return own, order[at]

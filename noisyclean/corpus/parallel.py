@@ -16,7 +16,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from typing import Any, Generic, Literal, TypeVar
@@ -33,6 +34,8 @@ LIVES = 3
 """So often may a process end at the same thing."""
 SILENCE = 900.0
 """Seconds without a word after which a reading process is taken to hang. A piece is some hundred pictures."""
+THREADS = 16
+"""So many requests to a store are under way at a time."""
 _AHEAD = 4
 """Pieces a process has ready before they are asked for."""
 
@@ -95,6 +98,25 @@ def map_in_processes(
 
 def _numbered(function: Callable[[S], T], position: int, item: S) -> tuple[int, T]:
     return position, function(item)
+
+
+def map_in_threads(function: Callable[[S], T], items: Iterable[S], threads: int = THREADS) -> Iterator[T]:
+    """Yield ``function(item)`` for each item in order, computed in threads: for what mostly waits for disk or network.
+
+    No more results than there are threads wait to be taken.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                if len(pending) >= threads:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(function, item))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for one in pending:
+                one.cancel()
 
 
 def read_in_processes(

@@ -13,9 +13,10 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any, Self, cast
 
-from noisyclean.corpus.locate import Shard
+from noisyclean.corpus.locate import Shard, is_address
 from noisyclean.errors import NoisycleanError
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
@@ -238,7 +239,7 @@ class ShardReader:
             except DAMAGE as error:
                 self.damage = f"damaged tar: {str(error) or type(error).__name__}"
             except OSError as error:
-                raise NoisycleanError(f"{self.shard.path}: reading failed ({error}); repeat the command") from error
+                raise NoisycleanError(f"{self.shard}: reading failed ({error}); repeat the command") from error
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -253,13 +254,14 @@ def open_shard(shard: Shard) -> IO[bytes]:
     Raises:
         NoisycleanError: it is not there or may not be read.
     """
-    import fsspec
+    if is_address(shard.path):
+        from noisyclean.corpus.remote import open_remote
 
+        return open_remote(shard.path)
     try:
-        return cast("IO[bytes]", fsspec.open(shard.path, "rb").open())
-    except (OSError, ImportError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise NoisycleanError(f"{shard.path}: cannot open the shard ({reason})") from error
+        return Path(shard.path).open("rb")
+    except OSError as error:
+        raise NoisycleanError(f"{shard.path}: cannot open the shard ({error.strerror or error})") from error
 
 
 def to_sample(shard: str, raw: SampleMembers) -> Sample:

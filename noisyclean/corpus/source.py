@@ -41,7 +41,11 @@ class Batch:
 
 
 class PairSource(Protocol):
-    """Where decoded pairs come from. A pair that cannot be decoded is in no batch."""
+    """Where decoded pairs come from. A pair that cannot be decoded is in no batch.
+
+    Of several processes that share the pairs, each has a source of its own, which gives its part of every batch: maybe
+    nothing, and maybe fewer batches than another's.
+    """
 
     index: CorpusIndex
 
@@ -53,6 +57,15 @@ class PairSource(Protocol):
             batch_size: pairs in a batch.
             shuffle: a seed; None: any fixed order.
         """
+
+
+def in_batches(rows: Tensor, batch_size: int, shuffle: int | None) -> Iterator[Tensor]:
+    """(R,) rows, in batches of ``batch_size``, the last one maybe smaller; ``shuffle`` is the seed of their order."""
+    if shuffle is not None:
+        generator = torch.Generator().manual_seed(shuffle)
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+    for start in range(0, len(rows), batch_size):
+        yield rows[start : start + batch_size]
 
 
 class StreamSource:
@@ -86,11 +99,15 @@ class StreamSource:
 
 
 class MemorySource:
-    """Decodes once and keeps the pixels (uint8) and tokens of all usable pairs."""
+    """Decodes once and keeps the pixels (uint8) and tokens of pairs."""
 
-    def __init__(self, stream: StreamSource, *, progress: Progress = SILENT) -> None:
+    def __init__(
+        self, stream: StreamSource, *, rows: NDArray[np.int64] | None = None, progress: Progress = SILENT
+    ) -> None:
+        """``rows``: those to keep; None: all that are usable."""
         self.index = stream.index
-        usable = np.flatnonzero(self.index.usable)
+        usable = np.flatnonzero(self.index.usable) if rows is None else rows
+        self._pixels = self._tokens = torch.empty(0)
         # Where each row's picture and tokens are held; −1: nowhere, the pair could not be decoded.
         self._picture_at = torch.full((len(self.index),), -1, dtype=torch.int64)
         count = 0
@@ -109,13 +126,16 @@ class MemorySource:
 
     def batches(self, rows: NDArray[np.int64], batch_size: int, *, shuffle: int | None = None) -> Iterator[Batch]:
         wanted = torch.from_numpy(np.sort(rows))
-        wanted = wanted[(self._picture_at[wanted] >= 0) & (self._tokens_at[wanted] >= 0)]
-        if shuffle is not None:
-            generator = torch.Generator().manual_seed(shuffle)
-            wanted = wanted[torch.randperm(len(wanted), generator=generator)]
-        for start in range(0, len(wanted), batch_size):
-            part = wanted[start : start + batch_size]
-            yield Batch(part, self._pixels[self._picture_at[part]], self._tokens[self._tokens_at[part]])
+        for part in in_batches(wanted[self.holds(wanted)], batch_size, shuffle):
+            yield self.pairs(part)
+
+    def holds(self, rows: Tensor) -> Tensor:
+        """(R,) rows → (R,) bool, whether each was to be kept and could be decoded."""
+        return (self._picture_at[rows] >= 0) & (self._tokens_at[rows] >= 0)
+
+    def pairs(self, rows: Tensor) -> Batch:
+        """The pairs of (B,) rows that it holds."""
+        return Batch(rows, self._pixels[self._picture_at[rows]], self._tokens[self._tokens_at[rows]])
 
     def with_pictures_of(self, rows: NDArray[np.int64], donors: NDArray[np.int64]) -> MemorySource:
         """This source, but row ``rows[i]`` shows the picture of row ``donors[i]``; the decoded pixels are shared."""
@@ -146,11 +166,11 @@ class MemorySource:
         return other
 
 
-def fits_in_memory(index: CorpusIndex, image_size: tuple[int, int], context_length: int) -> bool:
-    """Whether the decoded corpus takes less than a quarter of this machine's memory."""
+def fits_in_memory(index: CorpusIndex, image_size: tuple[int, int], context_length: int, *, share: float = 1.0) -> bool:
+    """Whether ``share`` of the decoded corpus takes less than a quarter of this machine's memory."""
     pair_bytes = 3 * image_size[0] * image_size[1] + 4 * context_length
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(index.usable.sum()) * pair_bytes < total / 4
+    return int(index.usable.sum()) * pair_bytes * share < total / 4
 
 
 def _concatenate(parts: list[Batch]) -> Batch:

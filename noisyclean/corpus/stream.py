@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +71,7 @@ def stream_chunks(
             yield replace(chunk, image=torch.from_numpy(image), text=torch.from_numpy(text))
     except LostError as error:
         raise NoisycleanError(
-            f"{cast(Shard, error.item).path}: the process that decodes it {error}, {LIVES} times in a row; "
+            f"{error.item}: the process that decodes it {error}, {LIVES} times in a row; "
             "if memory is short, repeat the command with fewer workers"
         ) from error
 

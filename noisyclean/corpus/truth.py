@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from noisyclean.corpus.locate import Shard
+from noisyclean.corpus.locate import Shard, is_address, split_query, without_secrets
 from noisyclean.errors import NoisycleanError
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ def _earlier_truth(shards: Sequence[Shard]) -> pd.DataFrame:
     folders: dict[tuple[str, str], None] = {}  # (folder, what this run puts before the names it knows)
     for shard in shards:
         # A shard named "en/00000" may be the 00000 of a corpus in en/, or the en/00000 of one further up.
+        place = split_query(shard.path)[0] if is_address(shard.path) else shard.path
         for known in (posixpath.basename(shard.name), shard.name):
-            folder = shard.path.replace("\\", "/").rpartition(f"{known}.")[0]
+            folder = place.replace("\\", "/").rpartition(f"{known}.")[0]
             folders[folder, shard.name.removesuffix(known)] = None
     tables = [pd.DataFrame(columns=TRUTH_SCHEMA.names)]
     for folder, prefix in folders:
@@ -79,17 +80,18 @@ def _earlier_truth(shards: Sequence[Shard]) -> pd.DataFrame:
 
 
 def _read_truth(path: str) -> pd.DataFrame | None:
-    import fsspec
     import pandas as pd
 
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    if not filesystem.exists(inner):
-        return None
+    from noisyclean.corpus.remote import MissingObjectError, read_remote
+
     try:
-        with filesystem.open(inner, "rb") as file:
-            return pd.read_parquet(io.BytesIO(file.read()), columns=TRUTH_SCHEMA.names)
+        data = read_remote(path) if is_address(path) else Path(path).read_bytes()
+        return pd.read_parquet(io.BytesIO(data), columns=TRUTH_SCHEMA.names)
+    except (FileNotFoundError, MissingObjectError):
+        return None
     except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        raise NoisycleanError(f"{path}: not a truth table ({error}); repair it or move it away") from error
+        shown = without_secrets(path)
+        raise NoisycleanError(f"{shown}: not a truth table ({error}); repair it or move it away") from error
 
 
 def write_truth(truth: pd.DataFrame, path: Path) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from noisyclean.errors import UsageError
-from noisyclean.files import write_parquet
+from noisyclean.files import open_parquet, write_parquet
 
 NULLS_FILE = "nulls.parquet"
 RANDOM, NEAR_MISS = "random", "near miss"
@@ -49,7 +48,7 @@ def write_nulls(out: Path, table: pa.Table) -> None:
     write_parquet(out / NULLS_FILE, table.cast(NULLS_SCHEMA))
 
 
-def read_nulls(out: Path) -> Nulls:
+def read_null_table(out: Path) -> pa.Table:
     """Read what :func:`write_nulls` wrote.
 
     Raises:
@@ -57,11 +56,21 @@ def read_nulls(out: Path) -> Nulls:
     """
     path = out / NULLS_FILE
     try:
-        table = pq.read_table(path, schema=NULLS_SCHEMA, partitioning=None)
+        with open_parquet(path) as file:
+            return file.read(NULLS_SCHEMA.names).cast(NULLS_SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(
             f"{path}: missing or broken; repeat the `noisyclean score` command to write it anew"
         ) from error
+
+
+def read_nulls(out: Path) -> Nulls:
+    """What the split needs of it.
+
+    Raises:
+        UsageError: it is missing or broken.
+    """
+    table = read_null_table(out)
     folds = table.to_pandas().groupby("fold")
     medians, near, below = [], [], []
     for _, known in folds:

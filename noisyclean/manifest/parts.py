@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noisyclean.corpus.locate import Shard
+from noisyclean.corpus.locate import Shard, is_address
 from noisyclean.errors import UsageError
-from noisyclean.files import read_record, with_record, write_parquet
+from noisyclean.files import open_parquet, read_record, with_record, write_parquet
 from noisyclean.manifest.schema import PART_SCHEMA, SCHEMA_VERSION
 
 SCORES = "scores"
+_PROBES, _PROBED = 16, 2**14
+"""How many places of a shard are looked at, and how many bytes there."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class PartInfo:
 
     Attributes:
         scorer: fingerprint of the models and banks that scored it.
-        source: size and modification time of the shard; ``""`` where these cannot be had.
+        source: what :func:`shard_state` says of the shard.
         damage: what is wrong with the shard's tar; ``""``: nothing.
         version: of the schema.
     """
@@ -44,7 +47,7 @@ def part_path(out: Path, shard: str) -> Path:
 def list_parts(out: Path) -> list[str]:
     """The shards that have a part in OUT, sorted."""
     root = out / SCORES
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.parquet"))
+    return sorted(path.relative_to(root).as_posix().removesuffix(".parquet") for path in root.rglob("*.parquet"))
 
 
 def write_part(out: Path, shard: str, table: pa.Table, info: PartInfo) -> None:
@@ -75,7 +78,7 @@ def read_part_info(out: Path, shard: str) -> PartInfo:
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[pq.ParquetFile, PartInfo]]:
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:
+        with open_parquet(path) as file:
             info = read_record(file.metadata.metadata, PartInfo)
             if info.version != SCHEMA_VERSION:
                 raise UsageError(
@@ -87,9 +90,28 @@ def _open(path: Path) -> Iterator[tuple[pq.ParquetFile, PartInfo]]:
 
 
 def shard_state(shard: Shard) -> str:
-    """Size and modification time of a local shard: when they differ, it is scored again."""
+    """What tells a shard from a changed one, which is scored again; ``""``: it cannot be read.
+
+    Of a local one the size, and a digest of its first and last bytes and of others between them, a few reads: neither
+    a copy nor a touch is a change. A large shard that was changed in a few places, and kept its size, may pass for what
+    it was; one that was written anew will not. Of a remote one the size, and the store's ETag or checksum, or else the
+    time it was changed.
+
+    Raises:
+        NoisycleanError: a remote one cannot be had.
+    """
+    if is_address(shard.path):
+        from noisyclean.corpus.remote import look_up
+
+        found = look_up(shard.path)
+        return f"{found.size}:{found.version}"
+    digest = hashlib.blake2b(digest_size=16)
     try:
-        status = os.stat(shard.path)  # noqa: PTH116 - the path may be an address
+        with Path(shard.path).open("rb", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            for probe in range(_PROBES):
+                file.seek(max(size - _PROBED, 0) * probe // (_PROBES - 1))
+                digest.update(file.read(_PROBED))
     except OSError:
         return ""
-    return f"{status.st_size}:{status.st_mtime_ns}"
+    return f"{size}:{digest.hexdigest()}"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from noisyclean.errors import UsageError
+from noisyclean.files import is_file, is_remote, open_parquet, place, read_bytes
 from noisyclean.manifest.schema import MANIFEST_SCHEMA, SPLITS
 from noisyclean.manifest.splitting import DEFAULT_OUT, MANIFEST, SUMMARY_FILE, Summary
 
@@ -49,8 +50,10 @@ class Manifest:
     """
 
     def __init__(self, out: Path | str = DEFAULT_OUT) -> None:
-        self.out = Path(out)
-        if not (self.out / MANIFEST).is_dir():
+        self.out = place(out)
+        # In a store the manifest is replaced file by file, and the summary comes last.
+        is_whole = is_file(self.out / SUMMARY_FILE) if is_remote(self.out) else (self.out / MANIFEST).is_dir()
+        if not is_whole:
             raise UsageError(
                 f"{self.out}: no manifest in it; `noisyclean split {self.out}` makes one of scores, "
                 f"and `noisyclean score SHARDS -o {self.out}` makes both"
@@ -65,7 +68,7 @@ class Manifest:
         """
         path = self.out / SUMMARY_FILE
         try:
-            values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            values = json.loads(read_bytes(path), parse_constant=_refuse_constant)
             return TypeAdapter(Summary).validate_python(values)
         except (OSError, ValueError) as error:
             raise UsageError(
@@ -126,7 +129,7 @@ class Manifest:
     @contextmanager
     def _open(self, file: SplitFile) -> Iterator[pq.ParquetFile]:
         try:
-            with pq.ParquetFile(file.path) as parquet:
+            with open_parquet(file.path) as parquet:
                 missing = set(MANIFEST_SCHEMA.names) - set(parquet.schema_arrow.names)
                 if missing:
                     raise ValueError(f"no column {min(missing)}, as of another version of noisyclean")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from noisyclean.corpus.parallel import map_in_threads
 from noisyclean.manifest.parts import read_part
 from noisyclean.progress import SILENT, Progress
 
@@ -45,8 +47,8 @@ class BankNames:
         """
         parts = [pa.table({"places": pa.array([], pa.int64()), "names": pa.array([], pa.string())})]
         with progress.task("finding the bank's pairs", len(shards), "shards") as task:
-            for shard in shards:
-                part = read_part(out, shard, ["shard", "key", "fold", "bank_place"])
+            columns = ["shard", "key", "fold", "bank_place"]
+            for part in map_in_threads(partial(read_part, out, columns=columns), shards):
                 part = part.filter(part["bank_place"].is_valid())
                 name = pc.binary_join_element_wise(part["shard"], part["key"], "/")
                 parts.append(pa.table({"places": _number(part["fold"], part["bank_place"]), "names": name}))

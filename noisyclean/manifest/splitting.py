@@ -7,11 +7,10 @@ q-values and the ranks; the second writes the rows, shard by shard. Memory does 
 from __future__ import annotations
 
 import json
-import shutil
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from noisyclean.calibration import STOREY_LAMBDA, NoiseRate, close_noise, noise_rate_of_tail
-from noisyclean.corpus.parallel import default_workers
+from noisyclean.corpus.parallel import THREADS, default_workers, map_in_threads
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.files import remove_leftovers, replace_folder, write_json, write_parquet
+from noisyclean.files import (
+    is_file,
+    is_remote,
+    place,
+    read_bytes,
+    rebuilding,
+    remove_leftovers,
+    write_json,
+    write_parquet,
+)
 from noisyclean.manifest.nulls import Nulls, read_nulls
 from noisyclean.manifest.parts import list_parts, part_path, read_part, read_part_info
 from noisyclean.manifest.ranking import PairTable
@@ -96,7 +104,8 @@ def split(
 ) -> Summary:
     """Draw (or redraw) the split of scored pairs and write the manifest and ``summary.json``.
 
-    The new manifest replaces the old one at the end, so an interrupted split leaves the old one in place.
+    The new manifest replaces the old one at the end, so an interrupted split leaves the old one in place. But in a
+    store, it leaves none: there ``summary.json``, which is written last, says that the manifest is whole.
 
     Args:
         out: the OUT folder that ``score`` wrote.
@@ -107,7 +116,7 @@ def split(
             that no pair has a value in.
         NoisycleanError: the rows written do not add up to the samples scored.
     """
-    out = Path(out)
+    out = place(out)
     rule = SplitRule(DEFAULT_FDR if fdr is keep is min_score is None else fdr, keep, min_score, by)
     run = read_out(out)
     shards = list_parts(out)
@@ -120,20 +129,17 @@ def split(
     bank = BankNames.read(out, shards, progress) if run.get("rematch") else BankNames.none()
 
     remove_leftovers(out)
-    building = out / f".{MANIFEST}.tmp"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)  # a corpus of empty shards has a manifest too: an empty one
-    with PairTable(rule, scratch=building) as table:
-        scan = _scan(out, shards, table, nulls, progress)
-        # Pairs that a model has trained on say nothing of how many it would take for mismatches.
-        noise = (scan.unseen if scan.unseen.pairs else scan.in_sample).noise_rate(run["null_pairs"])
-        # A hold-out of few pairs tells the rate of all badly: the split goes by the upper end of what it may be.
-        decision = table.decide(replace(noise, estimate=noise.high) if scan.in_sample.pairs else noise)
-        written = _write_manifest(out, building, shards, scan, table.ranks(), decision, bank, progress)
-    if sum(written.sizes.values()) != scan.samples:
-        total = scan.samples
-        raise NoisycleanError(f"{out}: {total:,} samples were scored but {sum(written.sizes.values()):,} rows came out")
-    replace_folder(out / MANIFEST, building)
+    # A corpus of empty shards has a manifest too: an empty one.
+    with rebuilding(out / MANIFEST, mark=out / SUMMARY_FILE) as building:
+        with PairTable(rule, scratch=None if is_remote(out) else building) as table:
+            scan = _scan(out, shards, table, nulls, progress)
+            # Pairs that a model has trained on say nothing of how many it would take for mismatches.
+            noise = (scan.unseen if scan.unseen.pairs else scan.in_sample).noise_rate(run["null_pairs"])
+            # A hold-out of few pairs tells the rate of all badly: the split goes by the upper end of what it may be.
+            decision = table.decide(replace(noise, estimate=noise.high) if scan.in_sample.pairs else noise)
+            written = _write_manifest(out, building, shards, scan, table.ranks(), decision, bank, progress)
+        if (rows := sum(written.sizes.values())) != scan.samples:
+            raise NoisycleanError(f"{out}: {scan.samples:,} samples were scored but {rows:,} rows came out")
 
     close = _close_noise(scan, noise, nulls)
     trained = scan.in_sample.noise_rate(run["null_pairs"]) if scan.in_sample.pairs else None
@@ -168,10 +174,10 @@ def read_out(out: Path) -> dict[str, Any]:
         UsageError: the folder holds no scores.
     """
     path = out / OUT_FILE
-    if not path.is_file():
+    if not is_file(path):
         raise UsageError(f"{out}: no scores in it (no {OUT_FILE}); `noisyclean score SHARDS -o {out}` makes them")
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(read_bytes(path))
         values["shards"], values["null_pairs"], values["scorer"]
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(
@@ -238,8 +244,7 @@ def _check_parts(out: Path, run: dict[str, Any], shards: Sequence[str]) -> dict[
             "repeat the `noisyclean score` command to finish"
         )
     damage = {}
-    for shard in shards:
-        info = read_part_info(out, shard)
+    for shard, info in zip(shards, map_in_threads(partial(read_part_info, out), shards), strict=True):
         if info.scorer != run["scorer"]:
             path = part_path(out, shard)
             raise UsageError(f"{path}: scored by another model than {out} is of; remove it and score the shard again")
@@ -259,8 +264,8 @@ def _scan(out: Path, shards: Sequence[str], table: PairTable, nulls: Nulls, prog
             waiting.clear()
 
     with progress.task("ranking the pairs", len(shards), "shards") as task:
-        for shard in shards:
-            part = read_part(out, shard, ["fault", "fold", "in_sample", *MEASURED])
+        columns = ["fault", "fold", "in_sample", *MEASURED]
+        for part in map_in_threads(partial(read_part, out, columns=columns), shards):
             scan.samples += part.num_rows
             part = part.filter(part["fault"].is_null())
             scan.readable.append(part.num_rows)
@@ -320,19 +325,16 @@ def _write_manifest(
     progress: Progress,
 ) -> _Written:
     total = _Written(Counter(), Counter())
-    workers = default_workers()
-    pending: deque[Future[_Written]] = deque()
-    with (
-        progress.task("writing the manifest", len(shards), "shards") as task,
-        ThreadPoolExecutor(workers) as pool,  # Arrow and zstd work outside Python's lock
-    ):
-        for shard, (rank, kept) in zip(shards, _by_shard(ranks, scan.readable), strict=True):
-            pending.append(pool.submit(_write_shard, out, building, shard, rank, kept, decision, bank))
-            if len(pending) > 2 * workers:
-                total.add(pending.popleft().result())
-                task.advance()
-        for one in pending:
-            total.add(one.result())
+
+    def write(one: tuple[str, tuple[NDArray[np.int64], NDArray[np.bool_]]]) -> _Written:
+        shard, (rank, kept) = one
+        return _write_shard(out, building, shard, rank, kept, decision, bank)
+
+    with progress.task("writing the manifest", len(shards), "shards") as task:
+        # Threads, as Arrow and zstd work outside Python's lock.
+        todo = zip(shards, _by_shard(ranks, scan.readable), strict=True)
+        for written in map_in_threads(write, todo, THREADS if is_remote(out) else default_workers()):
+            total.add(written)
             task.advance()
     return total
 

@@ -19,7 +19,7 @@ from noisyclean.corpus.truth import RANDOM as RANDOM_KIND
 from noisyclean.corpus.truth import TRUE_KINDS, TRUTH_NAME
 from noisyclean.errors import UsageError
 from noisyclean.evaluation.detection import Evaluation, evaluate
-from noisyclean.manifest.nulls import NULLS_FILE, NULLS_SCHEMA, RANDOM, read_nulls
+from noisyclean.manifest.nulls import RANDOM, read_null_table, read_nulls
 from noisyclean.manifest.reading import Manifest
 from noisyclean.manifest.rules import EXTREME_ENTROPY
 from noisyclean.manifest.schema import CLEAN, NOISY, SPLITS, UNCERTAIN
@@ -204,8 +204,7 @@ def score_histogram(manifest: Manifest, db: DuckDBPyConnection, *, bins: int) ->
         UsageError: OUT's summary or nulls are missing or broken.
     """
     summary = manifest.summary
-    read_nulls(manifest.out)  # says in words what is wrong with it
-    known = pq.read_table(manifest.out / NULLS_FILE, schema=NULLS_SCHEMA, partitioning=None).to_pandas()
+    known = read_null_table(manifest.out).to_pandas()
     known = known[known["kind"] == RANDOM]
     edges = _edges(db, "match_score", bins)
     counts = {split: np.zeros(bins, np.int64) for split in READABLE}

@@ -142,7 +142,8 @@ def draw(
     """
     if by is not None and by not in HIGHER_IS_BETTER:
         raise UsageError(f"--by {by}: no such column; there are {', '.join(HIGHER_IS_BETTER)}")
-    manifest, run = Manifest(out), read_out(Path(out))
+    manifest = Manifest(out)
+    run = read_out(manifest.out)
     manifest.files(split)  # says so if there is no such split
     among = () if run.get("rematch") else (split,)  # what is suggested lies in any split
     order = (

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 import noisyclean
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.files import replacing
+from noisyclean.files import local_place, replacing
 from noisyclean.manifest.reading import Manifest
 from noisyclean.manifest.schema import UNREADABLE
 from noisyclean.manifest.splitting import DEFAULT_OUT, MANIFEST, SUMMARY_FILE, Summary
@@ -62,8 +62,8 @@ def report(folder: Path | str = DEFAULT_OUT, *, to: Path | str | None = None, pr
     Raises:
         UsageError: the folder holds neither a manifest nor a complete run, or one that is broken.
     """
-    folder = Path(folder)
-    page = folder / REPORT_FILE if to is None else Path(to)
+    folder = local_place(folder)
+    page = folder / REPORT_FILE if to is None else local_place(to)
     if page.suffix not in (".html", ".htm"):
         raise UsageError(f"{page}: the page is HTML; give a name that ends in .html")
     text, drawn = _fit_page(folder) if _is_fit(folder) else _corpus_page(folder, progress)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from noisyclean.corpus.decoding import decode_reduced
 from noisyclean.corpus.locate import Shard
+from noisyclean.errors import NoisycleanError
 from noisyclean.manifest.parts import read_part_info, shard_state
 
 
@@ -16,9 +17,14 @@ def what_happened(out: Path, shard: Shard) -> str | None:
     Raises:
         UsageError: its score part is missing or broken, so that nothing is known of how the shard was.
     """
-    if read_part_info(out, shard.name).source in ("", state := shard_state(shard)):
+    scored = read_part_info(out, shard.name).source
+    try:
+        state = shard_state(shard)
+    except NoisycleanError as error:
+        return str(error)
+    if scored in ("", state):
         return None
-    return f"{shard.path} {'has changed since it was scored' if state else 'is no longer there'}"
+    return f"{shard} {'has changed since it was scored' if state else 'is no longer there'}"
 
 
 def small_webp(data: bytes, side: int, quality: int) -> bytes:

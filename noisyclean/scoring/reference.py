@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -295,6 +296,10 @@ def draw_bank_rows(index: CorpusIndex, rows: NDArray[np.int64], size: int) -> ND
     return ordered[:size]
 
 
+Embedded: TypeAlias = tuple[NDArray[np.int64], Tensor, Tensor]
+"""Rows (R,) int64, and (R, d) float32 embeddings of images and texts."""
+
+
 def embed(
     encoder: DualEncoder | EncoderEnsemble,
     source: PairSource,
@@ -302,7 +307,7 @@ def embed(
     *,
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
-) -> tuple[NDArray[np.int64], Tensor, Tensor]:
+) -> Embedded:
     """Embed the pairs of ``rows`` that can be decoded.
 
     Args:
@@ -315,7 +320,7 @@ def embed(
     images: list[Tensor] = []
     texts: list[Tensor] = []
     with encoder.inference():
-        for batch in source.batches(rows, batch_size):
+        for batch in filter(len, source.batches(rows, batch_size)):
             image, text = encoder.encode(batch.pixels, batch.tokens)
             kept.append(batch.rows)
             images.append(image)
@@ -334,14 +339,18 @@ def build_bank(
     size: int,
     *,
     progress: Progress = SILENT,
+    joined: Callable[[Embedded], Embedded] = lambda own: own,
 ) -> ReferenceBank:
     """Draw, embed and freeze a bank of ``size`` pairs from the candidate rows.
+
+    Args:
+        joined: where several processes each have a part of ``source``: what makes all pairs of one's own.
 
     Raises:
         NoisycleanError: too few of them can be read.
     """
     drawn = draw_bank_rows(source.index, candidates, size)
     with progress.task("embedding the reference bank", len(drawn), "pairs") as task:
-        rows, image, text = embed(encoder, source, drawn, on_batch=task.advance)
+        rows, image, text = joined(embed(encoder, source, drawn, on_batch=task.advance))
     index = source.index
     return ReferenceBank.build(index.caption[rows], image, text, encoder.temperature.item(), index.pair[rows])

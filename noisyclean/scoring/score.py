@@ -7,7 +7,7 @@ from there on the two are one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,36 +20,33 @@ import noisyclean
 from noisyclean.corpus.chunk import Chunk
 from noisyclean.corpus.decoding import Decode
 from noisyclean.corpus.embeddings import (
-    Origin,
     common_origin,
     embedding_files,
     find_embeddings,
     index_embeddings,
     read_embeddings,
-    save_embeddings,
-    saved_origin,
     take_embeddings,
 )
 from noisyclean.corpus.identity import pair_id
 from noisyclean.corpus.index import CorpusIndex, index_corpus
 from noisyclean.corpus.locate import Shard, ShardSpec, absolute_paths, find_shards
-from noisyclean.corpus.parallel import default_workers
+from noisyclean.corpus.parallel import default_workers, map_in_threads
 from noisyclean.corpus.source import StreamSource
-from noisyclean.corpus.stream import stream_chunks
-from noisyclean.device import choose_device
-from noisyclean.encoders import EncoderEnsemble, load_encoder
+from noisyclean.corpus.stream import Preparer, stream_chunks
+from noisyclean.encoders import DualEncoder, EncoderEnsemble, load_encoder
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.files import remove_leftovers, write_json
+from noisyclean.files import at_hand, is_file, local_place, place, remove_leftovers, write_json
 from noisyclean.manifest.nulls import write_nulls
-from noisyclean.manifest.parts import PartInfo, list_parts, part_path, read_part_info, shard_state, write_part
+from noisyclean.manifest.parts import list_parts, part_path, read_part_info, shard_state
 from noisyclean.manifest.rules import DEFAULT_FDR
-from noisyclean.manifest.schema import SAMPLE
 from noisyclean.manifest.splitting import DEFAULT_OUT, OUT_FILE, Summary, read_out, split
 from noisyclean.progress import SILENT, Progress
+from noisyclean.scoring.engines import EngineName, open_engine
+from noisyclean.scoring.engines.work import Engine, Place, Saving, Work
 from noisyclean.scoring.folds import known_share
 from noisyclean.scoring.reference import BankedEncoder, ReferenceBank, build_bank, draw_bank_rows
 from noisyclean.scoring.run import DEFAULT_RUN, Run, is_run, load_run, read_record
-from noisyclean.scoring.scorer import NoEncoder, ScoredShard, Scorer, ScoringStream
+from noisyclean.scoring.scorer import NoEncoder, Scorer
 
 BANK_FILE = "bank.safetensors"
 BANK_SIZE = 8192
@@ -86,6 +83,8 @@ def score(
     batch_size: int | None = None,
     workers: int | None = None,
     device: str | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
     progress: Progress = SILENT,
 ) -> Summary:
     """Score every pair and write the clean / noisy / uncertain manifest.
@@ -112,59 +111,63 @@ def score(
             ``fast``. None: as the model was fitted, or ``fast``. A RUN is scored as it was fitted.
         batch_size: pairs in a pass, at least ``MIN_BATCH``; the scores do not depend on it. None: what
             :func:`default_batch` says, or ``EMBEDDED_BATCH`` for ``embeddings``.
-        workers: decoding processes; None: as many as there are cores.
+        workers: decoding processes beside each set of models; None: as many as it has cores.
         device: a torch device; None: CUDA if there is one, else the CPU.
+        engine: where shards are scored: ``local``, in this process, or ``ray``, a set of models on each GPU of a Ray
+            cluster, or on each node where there are none. What one has begun, the other finishes.
+        address: of the Ray cluster, as ``ray.init`` takes it; None: this machine alone. Shards, ``out`` and
+            ``save_embeddings`` must lie where all of its nodes reach them.
         progress: who is told how it goes.
 
     Raises:
         UsageError: the shards, the model or the embeddings cannot be what is meant, arguments exclude one another, or
             ``out`` or ``save_embeddings`` holds something else.
-        NoisycleanError: a shard cannot be opened, or no pair can be read.
+        NoisycleanError: a shard cannot be opened, no pair can be read, or the cluster has no node left.
     """
     started = time.perf_counter()
-    out = Path(out)
+    out = place(out)
     if batch_size is not None and batch_size < MIN_BATCH:
         raise UsageError(f"--batch-size {batch_size}: at least {MIN_BATCH}")
     _refuse_contradictions(shards, model, embeddings, temperature, save_embeddings, decode)
-    place = choose_device(device)
-    if embeddings is not None:
-        job = _embedded_job(embeddings, temperature, out, place, progress)
-    else:
-        workers = default_workers() if workers is None else workers
-        job = _decoded_job(shards, DEFAULT_RUN if model is None else model, decode, out, place, workers, progress)
-    saving = None if save_embeddings is None else _Saving.of(Path(save_embeddings), job.scorer, job.model)
+    with open_engine(engine, address=address, device=device, workers=workers, progress=progress) as opened:
+        if embeddings is not None:
+            job = _embedded_job(embeddings, temperature, out, opened, progress)
+        else:
+            workers = default_workers() if workers is None else workers
+            model = DEFAULT_RUN if model is None else model
+            job = _decoded_job(shards, model, decode, out, opened, workers, progress)
+        scorer = job.scorer(torch.device("cpu"))  # at rest: engines bring it to where it scores
+        saving = None if save_embeddings is None else Saving.of(local_place(save_embeddings), scorer, job.model)
 
-    about: dict[str, Any] = {
-        "model": job.model,
-        "scorer": job.scorer.fingerprint(),
-        "null_pairs": sum(len(one.bank) for one in job.scorer.models),
-        "shards": [shard.name for shard in job.shards],
-        "paths": absolute_paths(job.shards),
-        "decode": job.decode,
-        "rematch": rematch,
-        "device": str(place),
-        "version": noisyclean.__version__,
-    }
-    # Asked before anything is written to ``out``: something else may lie where the embeddings go.
-    saved = {shard.name for shard in job.shards if saving is None or saving.is_done(shard.name, job.state(shard))}
-    seconds_before = _claim(out, about)
-    write_nulls(out, job.scorer.mismatches())
-    todo = [
-        shard
-        for shard in job.shards
-        if shard.name not in saved or not _is_done(out, shard.name, about["scorer"], job.state(shard))
-    ]
-    if embeddings is not None:
-        _refuse_changed(out, todo, about["scorer"])
-    if len(todo) < len(job.shards):
-        progress.say(f"{len(job.shards) - len(todo):,} of {len(job.shards):,} shards are scored already")
-    stream = ScoringStream(
-        job.scorer, batch_size or job.batch_size, keep_embeddings=saving is not None, rematch=rematch
-    )
-    scored = _score_shards(job, stream, about["scorer"], todo, out, saving, progress)
-    if scored:
-        about["seconds"] = round(seconds_before + time.perf_counter() - started, 2)
-        write_json(out / OUT_FILE, about)
+        about: dict[str, Any] = {
+            "model": job.model,
+            "scorer": scorer.fingerprint(),
+            "null_pairs": sum(len(one.bank) for one in scorer.models),
+            "shards": [shard.name for shard in job.shards],
+            "paths": absolute_paths(job.shards),
+            "decode": job.decode,
+            "rematch": rematch,
+            "device": str(opened.device),
+            "version": noisyclean.__version__,
+        }
+        states = dict(zip(job.shards, map_in_threads(job.state, job.shards), strict=True))
+        # Asked before anything is written to ``out``: something else may lie where the embeddings go.
+        saved = {shard for shard, state in states.items() if saving is None or saving.is_done(shard.name, state)}
+        seconds_before = _claim(out, about)
+        write_nulls(out, scorer.mismatches())
+        todo = {
+            shard: state
+            for shard, state in states.items()
+            if shard not in saved or not _is_done(out, shard.name, about["scorer"], state)
+        }
+        if embeddings is not None:
+            _refuse_changed(out, list(todo), about["scorer"])
+        if len(todo) < len(job.shards):
+            progress.say(f"{len(job.shards) - len(todo):,} of {len(job.shards):,} shards are scored already")
+        work = Work(job.scorer, job.chunks, batch_size or job.batch_size, rematch, saving, out, about["scorer"])
+        if _score_shards(opened, work, todo, progress):
+            about["seconds"] = round(seconds_before + time.perf_counter() - started, 2)
+            write_json(out / OUT_FILE, about)
     return split(out, fdr=fdr, progress=progress)
 
 
@@ -203,20 +206,20 @@ class _Job:
 
     Attributes:
         shards: all of them, those that are done included.
-        scorer: the models with their banks.
+        scorer: puts the models with their banks on a device.
         model: what the user knows the models as.
         decode: how pictures become model input; None: there are none.
         batch_size: how many pairs make a good pass.
-        chunks: shards → their pairs, ready for the scorer.
+        chunks: shards → their pairs, ready for the scorer, as a place can decode them.
         state: when that of a shard changes, it is scored again.
     """
 
     shards: list[Shard]
-    scorer: Scorer
+    scorer: Callable[[torch.device], Scorer]
     model: str
     decode: Decode | None
     batch_size: int
-    chunks: Callable[[Sequence[Shard]], Iterator[Chunk]]
+    chunks: Callable[[Sequence[Shard], Place], Iterator[Chunk]]
     state: Callable[[Shard], str]
 
 
@@ -225,7 +228,7 @@ def _decoded_job(
     model: str | Path,
     decode: Decode | None,
     out: Path,
-    place: torch.device,
+    engine: Engine,
     workers: int,
     progress: Progress,
 ) -> _Job:
@@ -250,25 +253,37 @@ def _decoded_job(
     fitted_shards = set() if run is None else _fitted_shards(found, run)
     if run is not None and (fitted_shards or _holds_fitted_pairs(sample(), run, progress)):
         # Where none of them lies where it was fitted, they have moved, and any may have been.
-        scorer = Scorer([one.to(place) for one in run.models], run.folds, fitted_shards or None)
+        scorer = partial(_fitted_scorer, run, fitted_shards or None)
     else:
-        encoder = EncoderEnsemble.of([one.to(place) for one in encoders])
+        encoder = EncoderEnsemble.of(encoders)
 
         def draw() -> ReferenceBank:
+            for one in encoders:
+                one.to(engine.own_device)
             source = StreamSource(sample(), preprocessor, workers=workers)
             return build_bank(encoder, source, np.flatnonzero(sample().usable), BANK_SIZE, progress=progress)
 
-        bank = _bank(out, encoder.fingerprint(), draw).to(place)
-        scorer = Scorer([BankedEncoder(encoder, bank)], None)
-    chunks = partial(
-        stream_chunks,
-        preparer=preprocessor,
-        chunk_size=CHUNK,
-        workers=workers,
-        in_order=False,
-        niceness=_GIVE_WAY if place.type == "cpu" else 0,
-    )
-    return _Job(found, scorer, str(model), preprocessor.decode, default_batch(place), chunks, shard_state)
+        scorer = partial(_banked_scorer, encoders, _bank(out, encoder.fingerprint(), draw))
+    chunks = partial(_decoded_chunks, preprocessor)
+    return _Job(found, scorer, str(model), preprocessor.decode, default_batch(engine.device), chunks, shard_state)
+
+
+def _decoded_chunks(preparer: Preparer, shards: Sequence[Shard], place: Place) -> Iterator[Chunk]:
+    niceness = _GIVE_WAY if place.device.type == "cpu" else 0
+    return stream_chunks(shards, preparer, chunk_size=CHUNK, workers=place.workers, in_order=False, niceness=niceness)
+
+
+def _fitted_scorer(run: Run, fitted: set[str] | None, device: torch.device) -> Scorer:
+    return Scorer([one.to(device) for one in run.models], run.folds, fitted)
+
+
+def _banked_scorer(encoders: Sequence[DualEncoder], bank: ReferenceBank, device: torch.device) -> Scorer:
+    encoder = EncoderEnsemble.of([one.to(device) for one in encoders])
+    return Scorer([BankedEncoder(encoder, bank.to(device))], None)
+
+
+def _embedded_scorer(origin: str, bank: ReferenceBank, device: torch.device) -> Scorer:
+    return Scorer([BankedEncoder(NoEncoder(origin, device), bank.to(device))], None)
 
 
 def _fitted_shards(shards: Sequence[Shard], run: Run) -> set[str]:
@@ -295,7 +310,7 @@ def _holds_fitted_pairs(sample: CorpusIndex, run: Run, progress: Progress) -> bo
 
 
 def _embedded_job(
-    embeddings: str | Path, temperature: float | None, out: Path, place: torch.device, progress: Progress
+    embeddings: str | Path, temperature: float | None, out: Path, engine: Engine, progress: Progress
 ) -> _Job:
     """Pairs that are embedded already."""
     found = find_embeddings(embeddings)
@@ -304,110 +319,59 @@ def _embedded_job(
     if temperature is None:
         temperature = DEFAULT_TEMPERATURE if origin is None else float(origin.temperature)
     made_by = Path(found[0].path).suffix if origin is None else origin.encoder
-    encoder = NoEncoder(f"embeddings {made_by} {temperature!r}", place)
+    name = f"embeddings {made_by} {temperature!r}"
 
     def draw() -> ReferenceBank:
         index = _sample(found, partial(index_embeddings, progress=progress))
         rows, image, text = take_embeddings(index, draw_bank_rows(index, np.flatnonzero(index.usable), BANK_SIZE))
         return ReferenceBank.build(
             index.caption[rows],
-            torch.from_numpy(image).to(place),
-            torch.from_numpy(text).to(place),
+            torch.from_numpy(image).to(engine.own_device),
+            torch.from_numpy(text).to(engine.own_device),
             temperature,
             index.pair[rows],
         )
 
-    bank = _bank(out, encoder.fingerprint(), draw).to(place)
+    bank = _bank(out, name, draw)
     return _Job(
         found,
-        Scorer([BankedEncoder(encoder, bank)], None),
+        partial(_embedded_scorer, name, bank),
         f"embeddings at temperature {temperature:g}",
         None,
         EMBEDDED_BATCH,
-        partial(read_embeddings, width=bank.image.shape[1]),
+        partial(_embedded_chunks, bank.image.shape[1]),
         lambda shard: " ".join(shard_state(Shard(shard.name, str(path))) for path in embedding_files(shard)),
     )
 
 
-@dataclass(frozen=True)
-class _Saving:
-    """Where the embeddings go, and what makes them."""
-
-    directory: Path
-    encoder: str
-    temperature: float
-
-    @classmethod
-    def of(cls, directory: Path, scorer: Scorer, model: str) -> _Saving:
-        if len(scorer.models) > 1:
-            raise UsageError(
-                f"--save-embeddings: each fold of {model} has its own model, whose embeddings cannot be compared; "
-                f"name one of them: -m {model}/fold-0/encoder, which has trained on the other folds' pairs"
-            )
-        (only,) = scorer.models
-        return cls(directory, only.encoder.fingerprint(), only.bank.temperature)
-
-    def origin(self, source: str) -> Origin:
-        return Origin(self.encoder, repr(self.temperature), source)
-
-    def is_done(self, shard: str, source: str) -> bool:
-        saved = saved_origin(self.directory, shard)
-        if saved is not None and saved.encoder != self.encoder:
-            raise UsageError(f"{self.directory}: holds embeddings by another model; give another folder")
-        return saved == self.origin(source)
-
-    def save(self, one: ScoredShard, source: str) -> None:
-        rows = one.table.filter(one.table["fault"].is_null()).select(SAMPLE)
-        save_embeddings(self.directory, one.shard, rows, *one.embeddings, self.origin(source))
+def _embedded_chunks(width: int, shards: Sequence[Shard], place: Place) -> Iterator[Chunk]:
+    return read_embeddings(shards, width=width)
 
 
-def _score_shards(
-    job: _Job,
-    stream: ScoringStream,
-    fingerprint: str,
-    shards: Sequence[Shard],
-    out: Path,
-    saving: _Saving | None,
-    progress: Progress,
-) -> int:
-    """Score and write the given shards; returns how many samples there were. ``fingerprint`` is the scorer's."""
-    states = {shard.name: job.state(shard) for shard in shards}
-    written = 0
-
-    def write(finished: Iterable[ScoredShard]) -> int:
-        count = 0
-        for one in finished:
-            if saving is not None:
-                saving.save(one, states[one.shard])
-            write_part(out, one.shard, one.table, PartInfo(fingerprint, states[one.shard], one.damage or ""))
-            count += 1
-        return count
-
+def _score_shards(engine: Engine, work: Work, todo: Mapping[Shard, str], progress: Progress) -> int:
+    """Have the shards scored, each given with its state; returns how many samples there were."""
+    left, samples = len(todo), 0
     # How many pairs are to come is not known before they are read: the shards give the time left.
-    with progress.task("scoring", len(shards), "shards") as task:
-        for chunk in job.chunks(shards):
-            done = write(stream.add(chunk))
-            written += done
-            task.advance(done, f"{stream.samples:,} pairs")
-        done = write(stream.finish())
-        written += done
-        task.advance(done, f"{stream.samples:,} pairs")
-    if written != len(shards):
-        raise NoisycleanError(f"{out}: {len(shards) - written} shards were not finished; repeat the command")
-    return stream.samples
+    with progress.task("scoring", len(todo), "shards") as task:
+        for done, samples in engine.run(work, todo):
+            left -= len(done)
+            task.advance(len(done), f"{samples:,} pairs")
+    if left:
+        raise NoisycleanError(f"{work.out}: {left} shards were not finished; repeat the command")
+    return samples
 
 
 def _refuse_changed(out: Path, todo: Sequence[Shard], scorer: str) -> None:
     """Of a changed file of embeddings nothing says whether the model that made it is still the bank's."""
     for shard in todo:
-        if part_path(out, shard.name).is_file() and read_part_info(out, shard.name).scorer == scorer:
+        if is_file(part_path(out, shard.name)) and read_part_info(out, shard.name).scorer == scorer:
             raise UsageError(
                 f"{shard.path}: changed since {out} was made, maybe by another model; give another folder with -o"
             )
 
 
 def _is_done(out: Path, shard: str, scorer: str, state: str) -> bool:
-    if not part_path(out, shard).is_file():
+    if not is_file(part_path(out, shard)):
         return False
     try:
         info = read_part_info(out, shard)
@@ -419,7 +383,7 @@ def _is_done(out: Path, shard: str, scorer: str, state: str) -> bool:
 def _claim(out: Path, about: dict[str, Any]) -> float:
     """Make ``out`` the place of these scores, or refuse if it is that of others; returns the seconds spent so far."""
     seconds = 0.0
-    if (out / OUT_FILE).is_file():
+    if is_file(out / OUT_FILE):
         before = read_out(out)
         if before["scorer"] != about["scorer"]:
             raise _by_another_model(out)
@@ -437,34 +401,34 @@ def _claim(out: Path, about: dict[str, Any]) -> float:
 
 def _refuse_other_shards(out: Path, shards: Sequence[Shard]) -> None:
     """Told before any of them is read: ``out`` may hold scores of some of these shards, not of others."""
-    if (out / OUT_FILE).is_file() and not set(read_out(out)["shards"]) <= {shard.name for shard in shards}:
+    if is_file(out / OUT_FILE) and not set(read_out(out)["shards"]) <= {shard.name for shard in shards}:
         raise UsageError(f"{out}: holds scores of other shards; give another folder with -o, or remove this one")
 
 
 def _refuse_other_decode(out: Path, decode: Decode) -> None:
     """Told before the bank is looked for, which then would seem to be that of another model."""
-    before = read_out(out).get("decode", decode) if (out / OUT_FILE).is_file() else decode
+    before = read_out(out).get("decode", decode) if is_file(out / OUT_FILE) else decode
     if before != decode:
         raise UsageError(f"{out}: scored with --decode {before}; give that again, or another folder with -o")
 
 
 def _by_another_model(out: Path) -> UsageError:
-    model = f" ({read_out(out)['model']})" if (out / OUT_FILE).is_file() else ""
+    model = f" ({read_out(out)['model']})" if is_file(out / OUT_FILE) else ""
     return UsageError(f"{out}: holds scores by another model{model}; give another folder with -o")
 
 
 def _bank(out: Path, encoder: str, draw: Callable[[], ReferenceBank]) -> ReferenceBank:
     """The bank of an encoder (its fingerprint) that was not fitted here: drawn, or read back from ``out``."""
     path = out / BANK_FILE
-    if path.is_file():
+    if is_file(path):
         try:
-            return ReferenceBank.load(path, encoder=encoder)
+            with at_hand(path) as file:
+                return ReferenceBank.load(file, encoder=encoder)
         except UsageError as error:
             raise _by_another_model(out) from error
-    if (out / OUT_FILE).is_file():
+    if is_file(out / OUT_FILE):
         raise _by_another_model(out)
-    bank = draw()
-    out.mkdir(parents=True, exist_ok=True)
+    bank = draw().to("cpu")
     bank.save(path, encoder=encoder)
     return bank
 

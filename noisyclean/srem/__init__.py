@@ -7,7 +7,8 @@ or an addition).
 
 Notation, with B pairs of unit-norm embeddings and temperature τ: s_ij is the cosine similarity of image i and text j,
 z_ij = s_ij/τ their logit, p_ij = softmax over j of z_ij (image i chooses a text) and r_ij = softmax over j of z_ji
-(text i chooses an image). Where ``logits`` are a square matrix they are z: finite, images along dimension 0.
+(text i chooses an image). Where ``logits`` are a square matrix they are z: finite, images along dimension 0. Functions
+that take a :class:`PairMatrix` in its place return the same, of all B pairs, in every process that holds a part of it.
 
 The functions keep the dtype they are given. Half precision is too coarse for a logit of 1/τ = 100: compute in float32,
 outside autocast.
@@ -18,11 +19,12 @@ from noisyclean.srem.complementary import complementary_loss, transition_complem
 from noisyclean.srem.energy import energy, pair_energies
 from noisyclean.srem.entropy import normalised_entropy, swapped_cross_entropy, swapped_pair_weight, swapped_weights
 from noisyclean.srem.filtration import agreement, match_score
-from noisyclean.srem.logits import pair_logits
+from noisyclean.srem.logits import PairMatrix, pair_logits
 from noisyclean.srem.objective import soft_target_loss, weighted_contrastive_loss, weighted_mean
 
 __all__ = [
     "NullScores",
+    "PairMatrix",
     "PairStatistics",
     "agreement",
     "bank_statistics",

@@ -8,17 +8,17 @@ With no bias both equal RCL's log loss −Σ_{j≠i} log(1 − p_ij) up to const
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from noisyclean.srem.logits import PairMatrix
 
 # The share of the transition that is uniform. A strong bias underflows to Q_kj = 0, where log (Qᵀp)_j may be −inf.
 _SMOOTHING = 1e-6
 
 
-def complementary_loss(logits: Tensor, similarity_bias: Tensor | float = 0.0) -> Tensor:
+def complementary_loss(logits: Tensor | PairMatrix, similarity_bias: Tensor | float = 0.0) -> Tensor:
     """−Σ_{j≠i} q_ij log(1 − p_ij), averaged over the rows and over the two directions. *Ours*.
 
     q_i = softmax over j ≠ i of bias·z_ij, held constant: a positive bias dwells on the similar negatives. Bias 0 is
@@ -32,10 +32,15 @@ def complementary_loss(logits: Tensor, similarity_bias: Tensor | float = 0.0) ->
     Returns:
         Scalar, ≥ 0, same dtype; 0 when B < 2, where nothing is complementary.
     """
-    return _both_directions(_complementary, logits, similarity_bias)
+    z = PairMatrix.of(logits)
+    if len(z) < 2:
+        return _nothing(z)
+    image_loss = z.gather(_complementary(z.images, similarity_bias, z.first)).mean()
+    text_loss = z.gather(_complementary(z.texts.T, similarity_bias, z.first)).mean()
+    return (image_loss + text_loss) / 2
 
 
-def transition_complementary_loss(logits: Tensor, similarity_bias: Tensor | float = 0.0) -> Tensor:
+def transition_complementary_loss(logits: Tensor | PairMatrix, similarity_bias: Tensor | float = 0.0) -> Tensor:
     """−Σ_{j≠i} Q_ij log (Qᵀp_i)_j, averaged over the rows and over the two directions. *Ours*.
 
     Q_kj = P(complementary label j | true class k): Q_kk = 0, and for j ≠ k the softmax over j of bias·z_kj, mixed with
@@ -53,36 +58,39 @@ def transition_complementary_loss(logits: Tensor, similarity_bias: Tensor | floa
     Returns:
         Scalar, ≥ 0, same dtype; 0 when B < 2, where nothing is complementary. Costs a ``[B, B]`` matmul a direction.
     """
-    return _both_directions(_transition_complementary, logits, similarity_bias)
+    z = PairMatrix.of(logits)
+    if len(z) < 2:
+        return _nothing(z)
+    whole = z.whole  # (Qᵀp_i) takes the rows of all classes k
+    image_loss = _transition_complementary(whole, similarity_bias).mean()
+    text_loss = _transition_complementary(whole.T, similarity_bias).mean()
+    return (image_loss + text_loss) / 2
 
 
-_OneWayLoss = Callable[[Tensor, Tensor | float], Tensor]
+def _nothing(z: PairMatrix) -> Tensor:
+    return z.images.sum() * 0.0  # a zero that can still be differentiated
 
 
-def _both_directions(one_way: _OneWayLoss, logits: Tensor, bias: Tensor | float) -> Tensor:
-    if len(logits) < 2:
-        return logits.sum() * 0.0  # a zero that can still be differentiated
-    return (one_way(logits, bias) + one_way(logits.T, bias)) / 2
-
-
-def _complementary(logits: Tensor, bias: Tensor | float) -> Tensor:
-    labels = _complementary_labels(logits, bias)
-    return -(labels * _log_one_minus_softmax(logits)).sum(dim=1).mean()
+def _complementary(logits: Tensor, bias: Tensor | float, first: int) -> Tensor:
+    labels = _complementary_labels(logits, bias, first)
+    return -(labels * _log_one_minus_softmax(logits)).sum(dim=1)
 
 
 def _transition_complementary(logits: Tensor, bias: Tensor | float) -> Tensor:
     transition = torch.lerp(_complementary_labels(logits, bias), _complementary_labels(logits, 0.0), weight=_SMOOTHING)
-    return -(transition * _log_transitioned_softmax(logits, transition)).sum(dim=1).mean()
+    return -(transition * _log_transitioned_softmax(logits, transition)).sum(dim=1)
 
 
 @torch.no_grad()
-def _complementary_labels(logits: Tensor, bias: Tensor | float) -> Tensor:
-    """Row i: a distribution over j ≠ i, the softmax of bias·z_ij."""
-    return (bias * logits).fill_diagonal_(-torch.inf).softmax(dim=1)
+def _complementary_labels(logits: Tensor, bias: Tensor | float, first: int = 0) -> Tensor:
+    """Row i: a distribution over j ≠ ``first`` + i, the softmax of bias·z_ij."""
+    biased = bias * logits
+    biased.diagonal(first).fill_(-torch.inf)
+    return biased.softmax(dim=1)
 
 
 def _log_one_minus_softmax(logits: Tensor) -> Tensor:
-    """log(1 − p_ij) without cancellation, ``[B, B]``.
+    """log(1 − p_ij) without cancellation, of the shape of ``logits``.
 
     Only the largest p of a row can exceed ½ and come near 1. There 1 − p is the sum of the others, which makes
     log(1 − p) = log σ(logsumexp of the others − z); everywhere else log1p(−p) is exact.

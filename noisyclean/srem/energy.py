@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from noisyclean.srem.logits import PairMatrix
+
 
 def energy(logits: Tensor, temperature: Tensor | float, dim: int = 1) -> Tensor:
     """E = −τ·logsumexp(z), on the scale of the similarities; higher is more uncertain.
@@ -23,7 +25,7 @@ def energy(logits: Tensor, temperature: Tensor | float, dim: int = 1) -> Tensor:
     return -temperature * logits.logsumexp(dim)
 
 
-def pair_energies(logits: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
+def pair_energies(logits: Tensor | PairMatrix, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
     """The energies (E_v, E_t) of the images over the texts and of the texts over the images.
 
     *Ours*, see :func:`energy`. The energy of a pair is their mean.
@@ -35,4 +37,5 @@ def pair_energies(logits: Tensor, temperature: Tensor | float) -> tuple[Tensor, 
     Returns:
         Two float ``[B]``, same dtype.
     """
-    return energy(logits, temperature, dim=1), energy(logits, temperature, dim=0)
+    z = PairMatrix.of(logits)
+    return z.gather(energy(z.images, temperature, dim=1)), z.gather(energy(z.texts, temperature, dim=0))

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from noisyclean.srem.logits import PairMatrix
+
 
 def normalised_entropy(logits: Tensor, dim: int) -> Tensor:
     """H(softmax(z)) / log n over the n candidates: 0 is certain, 1 is uniform. *Ours*.
@@ -29,7 +31,7 @@ def normalised_entropy(logits: Tensor, dim: int) -> Tensor:
     return (entropy / (math.log(logits.shape[dim]) or 1.0)).clamp(0.0, 1.0)
 
 
-def swapped_weights(logits: Tensor) -> tuple[Tensor, Tensor]:
+def swapped_weights(logits: Tensor | PairMatrix) -> tuple[Tensor, Tensor]:
     """Reading (a): each modality's loss is weighted by how certain the other modality's prediction is. *Ours*.
 
     w_image_i = 1 − H(r_i)/log B and w_text_i = 1 − H(p_i)/log B.
@@ -40,10 +42,11 @@ def swapped_weights(logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (w_image, w_text), two float ``[B]`` in [0, 1], same dtype; 1 when B = 1.
     """
-    return 1.0 - normalised_entropy(logits, dim=0), 1.0 - normalised_entropy(logits, dim=1)
+    z = PairMatrix.of(logits)
+    return 1.0 - z.gather(normalised_entropy(z.texts, dim=0)), 1.0 - z.gather(normalised_entropy(z.images, dim=1))
 
 
-def swapped_pair_weight(logits: Tensor) -> Tensor:
+def swapped_pair_weight(logits: Tensor | PairMatrix) -> Tensor:
     """Reading (b) as a weight: w_i = max(0, 1 − H_s(i)/log B), one for both directions. *Ours*.
 
     Where both modalities predict the same, it is the weight of reading (a); where they contradict each other, less.
@@ -54,8 +57,9 @@ def swapped_pair_weight(logits: Tensor) -> Tensor:
     Returns:
         Float ``[B]`` in [0, 1], same dtype; 1 when B = 1.
     """
-    entropy = swapped_cross_entropy(logits, logits.T)
-    return (1.0 - entropy / (math.log(len(logits)) or 1.0)).clamp(0.0, 1.0)
+    z = PairMatrix.of(logits)
+    entropy = z.gather(swapped_cross_entropy(z.images, z.texts.T))
+    return (1.0 - entropy / (math.log(len(z)) or 1.0)).clamp(0.0, 1.0)
 
 
 def swapped_cross_entropy(image_logits: Tensor, text_logits: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from noisyclean.srem.logits import PairMatrix
+
 
 def weighted_contrastive_loss(
-    logits: Tensor,
+    logits: Tensor | PairMatrix,
     weights: Tensor | None = None,
     *,
     image_weights: Tensor | None = None,
@@ -28,17 +30,18 @@ def weighted_contrastive_loss(
     Returns:
         Scalar, ≥ 0, same dtype. A direction whose weights sum to 0 contributes 0, with a gradient of 0.
     """
+    z = PairMatrix.of(logits)
     if weights is None:
-        weights = logits.new_ones(len(logits))
-    image_loss = -logits.log_softmax(dim=1).diagonal()
-    text_loss = -logits.log_softmax(dim=0).diagonal()
+        weights = z.images.new_ones(len(z))
+    image_loss = -z.gather(z.images.log_softmax(dim=1).diagonal(z.first))
+    text_loss = -z.gather(z.texts.log_softmax(dim=0).diagonal(-z.first))
     return (
         weighted_mean(image_loss, weights if image_weights is None else weights * image_weights)
         + weighted_mean(text_loss, weights if text_weights is None else weights * text_weights)
     ) / 2
 
 
-def soft_target_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def soft_target_loss(logits: Tensor | PairMatrix, teacher_logits: Tensor | PairMatrix) -> Tensor:
     """The symmetric cross-entropy against a teacher's predictions instead of the pairs' own classes. *Ours*.
 
     −½ mean_i Σ_j [p*_ij log p_ij + r*_ij log r_ij] with p*, r* the softmax of the teacher's logits. Every pair has a
@@ -52,15 +55,17 @@ def soft_target_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns:
         Scalar, ≥ 0, same dtype; least, the mean entropy of the teacher's predictions, where the two agree.
     """
-    teacher_logits = teacher_logits.detach()
-    logits = logits.masked_fill(teacher_logits == -torch.inf, -torch.inf)
-    return (_cross_entropy(logits, teacher_logits) + _cross_entropy(logits.T, teacher_logits.T)) / 2
+    teacher = PairMatrix.of(teacher_logits).detach()
+    z = PairMatrix.of(logits).map(lambda ours, theirs: ours.masked_fill(theirs == -torch.inf, -torch.inf), teacher)
+    image_loss = z.gather(_cross_entropies(z.images, teacher.images)).mean()
+    text_loss = z.gather(_cross_entropies(z.texts.T, teacher.texts.T)).mean()
+    return (image_loss + text_loss) / 2
 
 
-def _cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def _cross_entropies(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     # A candidate that is left out would contribute 0 · −inf = nan.
     log_p = logits.log_softmax(dim=1).clamp_min(torch.finfo(logits.dtype).min)
-    return -(teacher_logits.softmax(dim=1) * log_p).sum(dim=1).mean()
+    return -(teacher_logits.softmax(dim=1) * log_p).sum(dim=1)
 
 
 def weighted_mean(loss: Tensor, weights: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from noisyclean.progress import SILENT, Progress, Task
 from noisyclean.recipe import EncoderRecipe, NcrObjective, Recipe, SremObjective
 from noisyclean.scoring.folds import FoldMap, assign_folds
 from noisyclean.scoring.reference import MIN_BANK, ReferenceModel, build_bank
+from noisyclean.training.distributed import ALONE, World
 from noisyclean.training.filtration import FOLD_BANK_SHARE, Filtered, fold_bank_size, judge, ncr_filter, srem_filter
 from noisyclean.training.frozen import FrozenEncoder
 from noisyclean.training.memory import EmbeddingMemory
@@ -64,6 +65,7 @@ class CrossFit:
         trainable: NDArray[np.int64] | None = None,
         encoders: Sequence[DualEncoder] | None = None,
         progress: Progress = SILENT,
+        world: World = ALONE,
     ) -> None:
         """Divide the pairs and make the models; equal recipes start from equal weights.
 
@@ -73,13 +75,16 @@ class CrossFit:
             trainable: of these, the rows that may be trained on; None: all. (An oracle trains on true pairs only.)
             encoders: models of the recipe's making; None: made here.
             progress: who is told how it goes.
+            world: the processes of this training; ``source`` gives each its part of the pairs.
 
         Raises:
             NoisycleanError: no two folds can be made.
+            UsageError: an encoder that several processes cannot train.
         """
         self.recipe = recipe
         self.source = source
         self.progress = progress
+        self.world = world
         index = source.index
         rows = np.flatnonzero(index.usable) if rows is None else rows
         self.folds: FoldMap = assign_folds(
@@ -113,6 +118,7 @@ class CrossFit:
                     recipe.optimiser,
                     make_objective(objective, len(index)),
                     EmbeddingMemory(trained) if remembers else None,
+                    world=world,
                 )
                 self._students.append(_Student(trainer, k, trained))
 
@@ -159,7 +165,8 @@ class CrossFit:
         never_seen = self.judged if self.recipe.folds > 1 else [self.held_out]
         for encoder, rows in zip(self.encoders, never_seen, strict=True):
             size = fold_bank_size(self.recipe.bank.size, len(rows))
-            models.append(ReferenceModel(encoder, build_bank(encoder, self.source, rows, size, progress=self.progress)))
+            bank = build_bank(encoder, self.source, rows, size, progress=self.progress, joined=self.world.joined)
+            models.append(ReferenceModel(encoder, bank))
         return models
 
     def state_dict(self) -> dict[str, Any]:
@@ -227,6 +234,7 @@ class CrossFit:
                     objective,
                     seed=self.recipe.seed * 1_000_003 + epoch,
                     on_batch=on_batch,
+                    world=self.world,
                 )
                 for student in self._students
             ]
@@ -243,6 +251,7 @@ class CrossFit:
                         rows if out_of_fold else student.trained,
                         size,
                         on_batch=on_batch,
+                        world=self.world,
                     ),
                     objective,
                 )

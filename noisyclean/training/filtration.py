@@ -22,7 +22,8 @@ from noisyclean.encoders import DualEncoder
 from noisyclean.objectives import clean_posterior
 from noisyclean.recipe import NcrObjective, SremObjective
 from noisyclean.scoring.reference import MIN_BANK, ReferenceBank, draw_bank_rows, embed
-from noisyclean.srem import PairStatistics, match_score, pair_logits
+from noisyclean.srem import PairStatistics, match_score
+from noisyclean.training.distributed import ALONE, World
 
 FILTER_BATCH = 256
 FOLD_BANK_SHARE = 0.25
@@ -74,6 +75,7 @@ def judge(
     bank_size: int,
     *,
     on_batch: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> Judged:
     """Score pairs as ``score`` does, against a bank drawn from themselves. Each pair is embedded once.
 
@@ -83,13 +85,15 @@ def judge(
         rows: rows of the index.
         bank_size: the largest bank that is wanted; see :func:`fold_bank_size`.
         on_batch: called with the number of pairs after each batch.
+        world: the processes that share the pairs; all of them get the scores of all pairs.
 
     Raises:
         NoisycleanError: too few pairs can be read.
     """
     index = source.index
+    batch_size, on_batch = FILTER_BATCH * world.size, world.for_all(on_batch)
     drawn = draw_bank_rows(index, rows, fold_bank_size(bank_size, len(rows)))
-    found, image, text = embed(encoder, source, drawn, batch_size=FILTER_BATCH, on_batch=on_batch)
+    found, image, text = world.joined(embed(encoder, source, drawn, batch_size=batch_size, on_batch=on_batch))
     bank = ReferenceBank.build(index.caption[found], image, text, encoder.temperature.item())
     kept_rows: list[NDArray[np.int64]] = []
     scores: list[PairStatistics] = []
@@ -98,15 +102,17 @@ def judge(
         kept_rows.append(at)
         scores.append(PairStatistics(*(one.cpu() for one in bank.score(image, text, index.caption[at]))))
 
-    add(found, image, text)
+    own = world.share(len(found))
+    add(found[own], image[own], text[own])
     with encoder.inference():
-        for batch in source.batches(np.setdiff1d(rows, drawn), FILTER_BATCH):
+        for batch in filter(len, source.batches(np.setdiff1d(rows, drawn), batch_size)):
             add(batch.rows.numpy(), *encoder.encode(batch.pixels, batch.tokens))
             if on_batch is not None:
                 on_batch(len(batch))
+    judged = world.everyone((np.concatenate(kept_rows), [torch.cat(parts) for parts in zip(*scores, strict=True)]))
     return Judged(
-        np.concatenate(kept_rows),
-        PairStatistics(*(torch.cat(parts) for parts in zip(*scores, strict=True))),
+        np.concatenate([at for at, _ in judged]),
+        PairStatistics(*(torch.cat(parts) for parts in zip(*(found for _, found in judged), strict=True))),
         bank,
     )
 
@@ -172,6 +178,7 @@ def ncr_filter(
     *,
     seed: int,
     on_batch: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> Filtered:
     """NCR's selection: pairs of which a mixture over in-batch losses says that they are rather clean than not.
 
@@ -179,16 +186,17 @@ def ncr_filter(
         rows: the pairs that the model trains on (in-sample) or that its peer does.
         batch_size: pairs that are classified together, as in training.
         seed: of the order of the pairs.
+        world: the processes that share the pairs.
     """
     kept: list[NDArray[np.int64]] = []
     losses: list[NDArray[np.float32]] = []
     with encoder.inference():
-        for batch in source.batches(rows, batch_size, shuffle=seed):
-            image, text = encoder.encode(batch.pixels, batch.tokens)
-            kept.append(batch.rows.numpy())
-            score = match_score(pair_logits(image, text, encoder.temperature))
+        for batch, parts in world.in_step(source.batches(rows, batch_size, shuffle=seed)):
+            *_, similarity = world.embed(encoder, batch, parts)
+            kept.append(world.gather(batch.rows, parts).numpy())
+            score = match_score(similarity / encoder.temperature)
             losses.append((-score / 2).cpu().numpy())
             if on_batch is not None:
-                on_batch(len(batch))
+                on_batch(parts.total)
     clean = clean_posterior(np.concatenate(losses), recipe.mixture) > 0.5
     return Filtered(np.concatenate(kept), clean.astype(np.float32))

@@ -6,6 +6,9 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,15 @@ import noisyclean
 from noisyclean.corpus.index import CorpusIndex, index_corpus
 from noisyclean.corpus.locate import ShardSpec, absolute_paths, find_shards
 from noisyclean.corpus.parallel import default_workers
-from noisyclean.corpus.source import MemorySource, PairSource, StreamSource, fits_in_memory
+from noisyclean.corpus.source import PairSource, StreamSource, fits_in_memory
 from noisyclean.device import choose_device
 from noisyclean.encoders import DualEncoder
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.files import replacing
+from noisyclean.files import local_place, replacing
 from noisyclean.progress import SILENT, Progress
 from noisyclean.recipe import Recipe, load_recipe
-from noisyclean.scoring.folds import sketch_pairs
-from noisyclean.scoring.reference import MIN_BANK
+from noisyclean.scoring.folds import FoldMap, sketch_pairs
+from noisyclean.scoring.reference import MIN_BANK, ReferenceModel
 from noisyclean.scoring.run import (
     DEFAULT_RUN,
     METRICS_FILE,
@@ -37,8 +40,10 @@ from noisyclean.scoring.run import (
 )
 from noisyclean.training.checkpoint import Checkpoint
 from noisyclean.training.crossfit import CrossFit, make_encoders
+from noisyclean.training.distributed import ALONE, World, joined_world, own_device
 from noisyclean.training.frozen import EmbeddedPairs, FrozenEncoder, remove_embeddings
 from noisyclean.training.log import MetricsLog
+from noisyclean.training.sharing import SharedMemory, SharedStream
 
 GPU_PAIRS = 500_000
 """With fewer pairs a ViT-B/32 from scratch would learn nothing."""
@@ -62,22 +67,67 @@ def fit(
 
     An interrupted fit goes on from its last epoch when it is called again with the same arguments.
 
+    In processes that ``torchrun`` has started, which must all call it alike, they train together, and what comes of it
+    is the same but for rounding, however many they are. The first writes RUN.
+
     Args:
         shards: the corpus; see :func:`noisyclean.corpus.locate.find_shards`.
         out: the RUN folder.
         recipe: a :class:`Recipe`, the name of one that comes with noisyclean, or a path; None: chosen for the corpus.
         overrides: ``key=value`` changes to a recipe given by name, path or None.
-        device: a torch device; None: CUDA if there is one, else the CPU.
+        device: a torch device; None: CUDA if there is one, else the CPU; CUDA without a number: one a process.
         progress: who is told how it goes.
 
     Raises:
         UsageError: the shards, the recipe or ``out`` cannot be what is meant.
         NoisycleanError: too few readable pairs, a shard that cannot be opened, or a diverged training.
+        FailedElsewhereError: another process has failed first.
     """
     started = time.perf_counter()
-    out = Path(out)
+    out = local_place(out)
+    with joined_world() as world:
+        if world.rank > 0:
+            progress = SILENT
+        place = own_device(choose_device(device), world)
+        plan = world.once(partial(_plan, shards, out, recipe, overrides, place, world, progress))
+        if isinstance(plan, RunRecord):
+            return plan
+        encoders = make_encoders(plan.recipe, place)
+        source = open_source(plan.recipe, plan.index, encoders[0], out, progress=progress, world=world)
+        crossfit = CrossFit(plan.recipe, source, place, encoders=encoders, progress=progress, world=world)
+        _train(crossfit, out, plan)
+        models = crossfit.freeze()
+        return world.once(partial(_finish, out, plan, crossfit.folds, models, place, started))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done.
+
+    Attributes:
+        name: of the recipe, or the path it was read from.
+        checkpoint: where the training leaves its state.
+        state: what is there already.
+    """
+
+    index: CorpusIndex
+    recipe: Recipe
+    name: str
+    checkpoint: Checkpoint
+    state: dict[str, Any] | None
+
+
+def _plan(
+    shards: ShardSpec,
+    out: Path,
+    recipe: Recipe | str | Path | None,
+    overrides: Sequence[str],
+    place: torch.device,
+    world: World,
+    progress: Progress,
+) -> _Plan | RunRecord:
+    """Look at all that was given, and begin RUN; what is there already, if it is complete."""
     found = find_shards(shards)
-    place = choose_device(device)
     if not isinstance(recipe, Recipe):
         load_recipe(recipe, overrides)  # a mistake in it is told before the corpus is read
     index = index_corpus(found, workers=default_workers(), progress=progress)
@@ -91,6 +141,11 @@ def fit(
         progress.say(f"recipe {name}: {why}")
     else:
         chosen, name = load_recipe(recipe, overrides), str(recipe)
+    if chosen.optimiser.batch_size < world.size:
+        raise UsageError(
+            f"optimiser.batch_size is {chosen.optimiser.batch_size}, which {world.size} processes share: "
+            "raise it, or start torchrun with fewer"
+        )
     if pairs < MIN_BANK * chosen.folds * 2:
         raise NoisycleanError(
             f"{pairs} image–text pairs in {found[0].path} and the other {len(found) - 1} shards: too few to fit; "
@@ -109,21 +164,22 @@ def fit(
     (out / METRICS_FILE).touch()  # first: it tells that a recipe is of a fit
     with replacing(out / RECIPE_FILE) as temporary:
         temporary.write_text(chosen.to_yaml(), encoding="utf-8")
+    return _Plan(index, chosen, name, checkpoint, state)
 
-    encoders = make_encoders(chosen, place)
-    source = open_source(chosen, index, encoders[0], out, progress=progress)
-    crossfit = CrossFit(chosen, source, place, encoders=encoders, progress=progress)
-    _train(crossfit, out, checkpoint, state)
-    models = crossfit.freeze()
+
+def _finish(
+    out: Path, plan: _Plan, folds: FoldMap, models: Sequence[ReferenceModel], place: torch.device, started: float
+) -> RunRecord:
+    """Write what the training has made, and declare RUN complete."""
     for fold, model in enumerate(models):
         model.save(fold_directory(out, fold))
-    usable = index.usable
-    write_folds(out, crossfit.folds, sketch_pairs(index.caption[usable], index.image[usable]))
+    index, usable = plan.index, plan.index.usable
+    write_folds(out, folds, sketch_pairs(index.caption[usable], index.image[usable]))
     record = RunRecord(
-        shards=absolute_paths(found),
-        corpus=corpus,
-        recipe=name,
-        pairs=pairs,
+        shards=absolute_paths(index.shards),
+        corpus=index.fingerprint(),
+        recipe=plan.name,
+        pairs=int(usable.sum()),
         folds=[model.fingerprint() for model in models],
         seconds=round(time.perf_counter() - started, 1),
         device=str(place),
@@ -131,7 +187,7 @@ def fit(
         damaged_shards=index.damaged,
     )
     write_record(out, record)
-    checkpoint.remove()
+    plan.checkpoint.remove()
     remove_embeddings(out)
     return record
 
@@ -146,44 +202,56 @@ def choose_recipe(pairs: int, device: torch.device) -> tuple[str, str]:
     return "cpu", f"{why}: a tiny encoder from scratch, at 64 px"
 
 
-def _train(crossfit: CrossFit, out: Path, checkpoint: Checkpoint, state: dict[str, Any] | None) -> None:
-    """Run all epochs, going on from ``state``, which the checkpoint held, if there is one."""
-    epochs = crossfit.recipe.optimiser.epochs
+def _train(crossfit: CrossFit, out: Path, plan: _Plan) -> None:
+    """Run all epochs, going on from the state that the checkpoint held, if there is one."""
+    epochs, world = crossfit.recipe.optimiser.epochs, crossfit.world
     first = 0
-    if state is not None:
-        first = state["epoch"] + 1
-        crossfit.load_state_dict(state)
+    if plan.state is not None:
+        first = plan.state["epoch"] + 1
+        crossfit.load_state_dict(plan.state)
         crossfit.progress.say(f"going on after epoch {first} of {epochs}")
-    _forget_from(first, out / METRICS_FILE)
+    metrics = out / METRICS_FILE
+    world.once(partial(_forget_from, first, metrics))
     with (
-        MetricsLog(out / METRICS_FILE) as log,
+        MetricsLog(metrics) if world.rank == 0 else nullcontext() as log,
         crossfit.progress.task("training", crossfit.pairs_to_come(first), "pairs") as task,
     ):
         for epoch in range(first, epochs):
-            for k, row in enumerate(crossfit.train_epoch(epoch, task)):
-                log.write(epoch, k, row)
-            checkpoint.save({"epoch": epoch, **crossfit.state_dict()})
+            figures = crossfit.train_epoch(epoch, task)
+            if log is not None:
+                for k, row in enumerate(figures):
+                    log.write(epoch, k, row)
+            world.once(partial(plan.checkpoint.save, {"epoch": epoch, **crossfit.state_dict()}))
 
 
 def open_source(
-    recipe: Recipe, index: CorpusIndex, encoder: DualEncoder, out: Path, *, progress: Progress = SILENT
+    recipe: Recipe,
+    index: CorpusIndex,
+    encoder: DualEncoder,
+    out: Path,
+    *,
+    progress: Progress = SILENT,
+    world: World = ALONE,
 ) -> PairSource:
     """The corpus as the model takes it, decoded once into memory where it fits, else streamed, as the recipe says.
 
-    What a frozen encoder takes are embeddings, which are kept in ``out``.
+    What a frozen encoder takes are embeddings, which are kept in ``out``. Each process of ``world`` has its part.
     """
     data = recipe.data
     stream = StreamSource(
         index,
         encoder.preprocessor,
-        workers=default_workers() if data.workers is None else data.workers,
+        workers=max(default_workers() // world.local_size, 1) if data.workers is None else data.workers,
         shuffle_buffer=data.shuffle_buffer,
     )
     if isinstance(encoder, FrozenEncoder):
-        return EmbeddedPairs(stream, encoder.base, out, progress=progress)
+        return EmbeddedPairs(SharedStream(stream, world), encoder.base, out, progress=progress, world=world)
     context = encoder.preprocessor.tokens([""]).shape[1]
-    cached = data.cache == "memory" or (data.cache == "auto" and fits_in_memory(index, encoder.image_size, context))
-    return MemorySource(stream, progress=progress) if cached else stream
+    here = world.local_size / world.size
+    fits = fits_in_memory(index, encoder.image_size, context, share=here)
+    if data.cache == "memory" or (data.cache == "auto" and fits):
+        return SharedMemory(stream, world, progress=progress)
+    return SharedStream(stream, world)
 
 
 def _forget_from(epoch: int, metrics: Path) -> None:

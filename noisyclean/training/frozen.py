@@ -11,6 +11,7 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noisyclean.corpus.source import Batch, PairSource
+from noisyclean.corpus.source import Batch, PairSource, in_batches
 from noisyclean.encoders import DualEncoder, last_projections
 from noisyclean.errors import NoisycleanError
 from noisyclean.files import replacing
 from noisyclean.progress import SILENT, Progress
+from noisyclean.training.distributed import ALONE, World
 
 _EMBEDDING_BATCH = 256
 
@@ -114,41 +116,64 @@ class EmbeddedPairs:
     """Pairs as an encoder has embedded them, once and for all: a source of batches of embeddings.
 
     They lie in a file, 4·d bytes a pair, of which the system keeps in memory what it has room for; an interrupted fit
-    finds them again. In the batches, ``pixels`` and ``tokens`` are (B, d) half precision.
+    finds them again. In the batches, ``pixels`` and ``tokens`` are (B, d) half precision. Several processes embed a
+    part of the pairs each; the first writes the file, and all read it.
     """
 
-    def __init__(self, source: PairSource, encoder: DualEncoder, folder: Path, *, progress: Progress = SILENT) -> None:
+    def __init__(
+        self,
+        source: PairSource,
+        encoder: DualEncoder,
+        folder: Path,
+        *,
+        progress: Progress = SILENT,
+        world: World = ALONE,
+    ) -> None:
         """Embed all usable pairs, unless the file of a former call for the same pairs and encoder is in ``folder``.
 
         Raises:
             NoisycleanError: there is no room for the file.
         """
         self.index = source.index
+        self._world = world
         key = f"{self.index.fingerprint()} {encoder.fingerprint()}"
         path = folder / f"embeddings-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npy"
-        if not path.is_file():
-            remove_embeddings(folder)
-            _write_embeddings(path, source, encoder, progress)
+        if not world.once(path.is_file):
+            _write_embeddings(path, source, encoder, progress, world)
+            world.everyone(None)  # the file is whole before any of them reads it
         self._pairs: NDArray[np.float16] = np.load(path, mmap_mode="r")
         # No embedding is all zeros: these pairs could not be decoded.
         self._known = self._pairs[:, 0].any(axis=1)
 
     def batches(self, rows: NDArray[np.int64], batch_size: int, *, shuffle: int | None = None) -> Iterator[Batch]:
         wanted = np.sort(rows)
-        wanted = wanted[self._known[wanted]]
-        if shuffle is not None:
-            generator = torch.Generator().manual_seed(shuffle)
-            wanted = wanted[torch.randperm(len(wanted), generator=generator).numpy()]
-        for start in range(0, len(wanted), batch_size):
-            part = wanted[start : start + batch_size]
-            image, text = torch.from_numpy(self._pairs[part]).unbind(1)
-            yield Batch(torch.from_numpy(part), image, text)
+        for part in in_batches(torch.from_numpy(wanted[self._known[wanted]]), batch_size, shuffle):
+            own = part[self._world.share(len(part))]
+            image, text = torch.from_numpy(self._pairs[own.numpy()]).unbind(1)
+            yield Batch(own, image, text)
 
 
-def _write_embeddings(path: Path, source: PairSource, encoder: DualEncoder, progress: Progress) -> None:
+def _write_embeddings(path: Path, source: PairSource, encoder: DualEncoder, progress: Progress, world: World) -> None:
     """Write ``[rows of the index, 2, d]`` float16, images first; zeros where there is nothing to embed."""
     usable = np.flatnonzero(source.index.usable)
     shape = (len(source.index), 2, encoder.config["model_cfg"]["embed_dim"])
+    with (
+        _new_file(path, shape) if world.rank == 0 else nullcontext() as pairs,
+        progress.task("embedding the pairs", len(usable), "pairs") as task,
+        encoder.inference(),
+    ):
+        for batch, parts in world.in_step(source.batches(usable, _EMBEDDING_BATCH * world.size)):
+            image, text, _ = world.embed(encoder, batch, parts)
+            rows = world.gather(batch.rows, parts)
+            if pairs is not None:
+                pairs[rows.numpy()] = torch.stack([image, text], dim=1).half().numpy(force=True)
+            task.advance(parts.total)
+
+
+@contextmanager
+def _new_file(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.float16]]:
+    """A file of zeros to be filled, in place of any that other pairs or another encoder have left beside it."""
+    remove_embeddings(path.parent)
     needed, free = 2 * np.prod(shape), shutil.disk_usage(path.parent).free
     # Beyond the end of a disk a mapped file does not raise an error: it ends the process.
     if needed > free:
@@ -156,16 +181,9 @@ def _write_embeddings(path: Path, source: PairSource, encoder: DualEncoder, prog
             f"{path.parent}: {free / 1e9:.1f} GB are free, and the embeddings of all pairs take {needed / 1e9:.1f} GB; "
             "give a folder on another disk with -o"
         )
-    with (
-        replacing(path) as temporary,
-        progress.task("embedding the pairs", len(usable), "pairs") as task,
-        encoder.inference(),
-    ):
+    with replacing(path) as temporary:
         pairs = open_memmap(temporary, "w+", np.float16, shape)
-        for batch in source.batches(usable, _EMBEDDING_BATCH):
-            embedded = torch.stack(encoder.encode(batch.pixels, batch.tokens), dim=1)
-            pairs[batch.rows.numpy()] = embedded.half().numpy(force=True)
-            task.advance(len(batch))
+        yield pairs
         pairs.flush()
 
 

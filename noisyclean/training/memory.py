@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from noisyclean.srem import PairMatrix
 
 
 class EmbeddingMemory:
@@ -38,17 +42,25 @@ class EmbeddingMemory:
         self.state["image"][at] = image.detach().half().cpu()
         self.state["text"][at] = text.detach().half().cpu()
 
-    def similarity(self, rows: Tensor) -> Tensor | None:
-        """(B,) rows → (B, B) float32 cosines, images along dimension 0; None before anything is known.
+    def similarity(self, rows: Tensor, own: slice, gather: Callable[[Tensor], Tensor]) -> PairMatrix | None:
+        """(B,) rows → [B, B] float32 cosines, those of the pairs ``own`` held here; None before anything is known.
 
         A pair of which nothing is known is alone: −inf beside all others, 0 with itself.
+
+        Args:
+            gather: see :class:`noisyclean.srem.PairMatrix`.
         """
         if not self.state:
             return None
         at = self._at(rows)
-        known = self.state["known"][at]
-        cosines = self.state["image"][at].float() @ self.state["text"][at].float().T
-        return cosines.masked_fill(~(known[:, None] & known[None, :]) & ~torch.eye(len(at)).bool(), -torch.inf)
+        known, image, text = (self.state[name][at] for name in ("known", "image", "text"))
+
+        def cosines(images: slice, texts: slice) -> Tensor:
+            alone = ~(known[images, None] & known[None, texts])
+            alone.diagonal(images.start - texts.start).fill_(False)
+            return (image[images].float() @ text[texts].float().T).masked_fill(alone, -torch.inf)
+
+        return PairMatrix.shared(cosines, len(at), own, gather)
 
     def _at(self, rows: Tensor) -> Tensor:
         return torch.searchsorted(self._rows, rows)

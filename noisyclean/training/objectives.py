@@ -34,6 +34,7 @@ from noisyclean.recipe import (
     VseObjective,
 )
 from noisyclean.srem import (
+    PairMatrix,
     agreement,
     complementary_loss,
     pair_energies,
@@ -55,31 +56,31 @@ class Step:
     """One batch of B pairs as an objective sees it.
 
     Attributes:
-        similarity: (B, B) float32 cosines, images along dimension 0.
+        similarity: [B, B] float32 cosines, of which each process of a training holds those of its own pairs.
         temperature: τ, a scalar tensor.
         rows: (B,) int64 rows of the index, on the CPU.
         weights: (B,) how clean the filter holds each pair to be; None: not filtered yet.
-        taught: (B, B) cosines as the model itself saw the pairs an epoch ago; None: not yet, or not wanted.
+        taught: [B, B] cosines as the model itself saw the pairs an epoch ago; None: not yet, or not wanted.
         epoch: from 0.
         progress: the share of the training that is done, in [0, 1].
     """
 
-    similarity: Tensor
+    similarity: PairMatrix
     temperature: Tensor
     rows: Tensor
     weights: Tensor | None
-    taught: Tensor | None
+    taught: PairMatrix | None
     epoch: int
     progress: float
 
     @property
-    def logits(self) -> Tensor:
-        """(B, B) similarities over τ."""
+    def logits(self) -> PairMatrix:
+        """[B, B] similarities over τ."""
         return self.similarity / self.temperature
 
 
 class Objective(Protocol):
-    """A training objective."""
+    """A training objective. What it computes, every process of a training computes alike, of the whole batch."""
 
     state: dict[str, Tensor]
 
@@ -134,7 +135,7 @@ class _Srem:
             matching = torch.lerp(matching, found["soft_target"], recipe.soft_targets)
         return {"loss": matching + weight * complementary, **found}
 
-    def _matching(self, step: Step, logits: Tensor, weights: Tensor | None) -> Tensor:
+    def _matching(self, step: Step, logits: PairMatrix, weights: Tensor | None) -> Tensor:
         recipe = self.recipe
         image_weights = text_weights = None
         match recipe.entropy_weighting:
@@ -152,12 +153,12 @@ class _Srem:
                 weights = entropy_weights if weights is None else weights * entropy_weights
             # The hardest negative of an untrained encoder is noise, and collapses it: the warm-up takes the sum.
             hardest = step.epoch >= recipe.warmup_epochs
-            return triplet_loss(step.similarity, weights, margin=recipe.margin, hardest=hardest)
+            return triplet_loss(step.similarity.whole, weights, margin=recipe.margin, hardest=hardest)
         return weighted_contrastive_loss(logits, weights, image_weights=image_weights, text_weights=text_weights)
 
-    def _weights(self, step: Step, logits: Tensor) -> Tensor:
+    def _weights(self, step: Step, logits: PairMatrix) -> Tensor:
         """How clean the filter of the epoch and the rules of the batch together hold each pair to be."""
-        weights = logits.new_ones(len(logits)) if step.weights is None else step.weights
+        weights = step.temperature.new_ones(len(logits)) if step.weights is None else step.weights
         if self.recipe.agreement == "none" and self.recipe.threshold != "energy_bank":
             return weights
         image_agrees, text_agrees = agreement(logits)
@@ -202,7 +203,7 @@ class _Vse:
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         hardest = step.epoch >= self.recipe.warmup_epochs
-        return {"loss": triplet_loss(step.similarity, margin=self.recipe.margin, hardest=hardest)}
+        return {"loss": triplet_loss(step.similarity.whole, margin=self.recipe.margin, hardest=hardest)}
 
 
 class _Decl:
@@ -211,7 +212,7 @@ class _Decl:
         self.state = {"labels": torch.ones(pairs)}
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        recipe, similarity = self.recipe, step.similarity
+        recipe, similarity = self.recipe, step.similarity.whole
         labels = None
         if step.epoch >= recipe.warmup_epochs:
             labels = _recall(self.state["labels"], step.rows, similarity)
@@ -242,7 +243,7 @@ class _Crcl:
         self.state = {"labels": torch.ones(pairs)}
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        logits = step.logits
+        logits = step.logits.whole
         labels = _recall(self.state["labels"], step.rows, logits)
         if step.epoch >= self.recipe.warmup_epochs:
             labels = refine_labels(labels, logits.detach(), momentum=self.recipe.momentum)
@@ -257,7 +258,7 @@ class _Rince:
         self.state: dict[str, Tensor] = {}
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        return {"loss": rince_loss(step.logits, q=self.recipe.exponent, density=self.recipe.density)}
+        return {"loss": rince_loss(step.logits.whole, q=self.recipe.exponent, density=self.recipe.density)}
 
 
 def _recall(labels: Tensor, rows: Tensor, like: Tensor) -> Tensor:

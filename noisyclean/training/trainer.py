@@ -17,7 +17,8 @@ from noisyclean.device import choose_dtype
 from noisyclean.encoders import DualEncoder
 from noisyclean.errors import NoisycleanError
 from noisyclean.recipe import OptimiserRecipe
-from noisyclean.srem import pair_logits, weighted_contrastive_loss
+from noisyclean.srem import weighted_contrastive_loss
+from noisyclean.training.distributed import ALONE, Parts, World, share_batch_norm
 from noisyclean.training.memory import EmbeddingMemory
 from noisyclean.training.objectives import Objective, Step
 
@@ -26,7 +27,10 @@ MAX_LOGIT_SCALE = math.log(100)
 
 
 class FoldTrainer:
-    """One fold's encoder with its optimiser; steps through epochs of the pairs it may see."""
+    """One fold's encoder with its optimiser; steps through epochs of the pairs it may see.
+
+    In a training of several processes each has one, and all of these stay equal.
+    """
 
     def __init__(
         self,
@@ -34,8 +38,20 @@ class FoldTrainer:
         optimiser: OptimiserRecipe,
         objective: Objective,
         memory: EmbeddingMemory | None = None,
+        *,
+        world: World = ALONE,
     ) -> None:
-        """``memory``: the teacher of soft targets; None: there are none."""
+        """Take over ``encoder``.
+
+        Args:
+            memory: the teacher of soft targets; None: there are none.
+            world: the processes of this training.
+
+        Raises:
+            UsageError: an encoder that several processes cannot train.
+        """
+        share_batch_norm(encoder.model, world)
+        self.world = world
         self.encoder = encoder
         self.recipe = optimiser
         self.objective = objective
@@ -81,16 +97,17 @@ class FoldTrainer:
             NoisycleanError: the loss is no longer finite.
         """
         self.encoder.model.train()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed + self.world.rank)
         totals: Counter[str] = Counter()
         steps = seen = 0
-        for batch in source.batches(rows, self.recipe.batch_size, shuffle=seed):
+        batches = source.batches(rows, self.recipe.batch_size, shuffle=seed)
+        for batch, parts in self.world.in_step(batches):
             # A handful of left-over pairs would be a classification among too few; they have their turn next epoch.
-            if len(batch) < self.recipe.batch_size // 2 and steps:
+            if parts.total < self.recipe.batch_size // 2 and steps:
                 continue
-            seen += len(batch)
+            seen += parts.total
             self.progress = min((epoch + seen / len(rows)) / self.recipe.epochs, 1.0)
-            figures = self._step(shift_pictures(batch, self.recipe.shift, generator), weights, epoch)
+            figures = self._step(shift_pictures(batch, self.recipe.shift, generator), parts, weights, epoch)
             if not math.isfinite(figures["loss"]):
                 raise NoisycleanError(
                     f"the loss became {figures['loss']} in epoch {epoch + 1}; lower optimiser.learning_rate and fit "
@@ -98,29 +115,31 @@ class FoldTrainer:
                 )
             totals.update(figures)
             steps += 1
-            on_step(len(batch), figures["loss"])
+            on_step(parts.total, figures["loss"])
         return {name: total / steps for name, total in totals.items()}
 
-    def _step(self, batch: Batch, weights: Tensor | None, epoch: int) -> dict[str, float]:
+    def _step(self, batch: Batch, parts: Parts, weights: Tensor | None, epoch: int) -> dict[str, float]:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
-        image, text = self.encoder.encode(batch.pixels, batch.tokens)
+        rows = self.world.gather(batch.rows, parts)
+        image, text, similarity = self.world.embed(self.encoder, batch, parts)
         taught = None
         if self.memory is not None:
-            taught = self.memory.similarity(batch.rows)
-            self.memory.remember(batch.rows, image, text)
+            taught = self.memory.similarity(rows, parts.own, similarity.gather)
+            self.memory.remember(rows, image, text)
         terms = self.objective.terms(
             Step(
-                similarity=image @ text.T,
+                similarity=similarity,
                 temperature=self.encoder.temperature,
-                rows=batch.rows,
-                weights=None if weights is None else weights[batch.rows].to(image.device),
-                taught=None if taught is None else taught.to(image.device),
+                rows=rows,
+                weights=None if weights is None else weights[rows].to(image.device),
+                taught=None if taught is None else taught.map(lambda cosines: cosines.to(image.device)),
                 epoch=epoch,
                 progress=self.progress,
             )
         )
         self.scaler.scale(terms["loss"]).backward()  # type: ignore[no-untyped-call]
+        self.world.average_gradients(self.encoder.model.parameters())
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.encoder.model.parameters(), self.recipe.gradient_clip)
         self.scaler.step(self.optimiser)
@@ -140,10 +159,10 @@ class FoldTrainer:
             return None
         losses = []
         with self.encoder.inference():
-            for batch in source.batches(rows, width):
-                if len(batch) == width:
-                    image, text = self.encoder.encode(batch.pixels, batch.tokens)
-                    losses.append(weighted_contrastive_loss(pair_logits(image, text, self.encoder.temperature)).item())
+            for batch, parts in self.world.in_step(source.batches(rows, width)):
+                if parts.total == width:
+                    *_, similarity = self.world.embed(self.encoder, batch, parts)
+                    losses.append(weighted_contrastive_loss(similarity / self.encoder.temperature).item())
         return float(np.mean(losses)) if losses else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,7 +189,7 @@ class FoldTrainer:
 
 def shift_pictures(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:
     """Move each picture by up to ``pixels`` in either direction, its edge repeated: a mild augmentation."""
-    if pixels == 0:
+    if pixels == 0 or not len(batch):
         return batch
     count, height, width, _ = batch.pixels.shape
     down, right = torch.randint(-pixels, pixels + 1, (2, count, 1), generator=generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,10 +86,31 @@ def test_other_schema_version_is_refused(tmp_path: Path, table: pa.Table) -> Non
         read_part(tmp_path, "s")
 
 
-def test_shard_state_tells_changes(tmp_path: Path) -> None:
-    shard = Shard("s", str(write_tar(tmp_path / "s.tar", {"k": pair(0)})))
-    before = shard_state(shard)
-    assert before == shard_state(shard) != ""
-    write_tar(tmp_path / "s.tar", {"k": pair(0), "l": pair(1)})
-    assert shard_state(shard) != before
-    assert shard_state(Shard("s", "https://example.com/s.tar")) == ""
+def test_shard_state_tells_content(tmp_path: Path) -> None:
+    def state(path: Path) -> str:
+        return shard_state(Shard("s", str(path)))
+
+    path = write_tar(tmp_path / "s.tar", {"k": pair(0)})
+    before = state(path)
+    copy = Path(shutil.copy(path, tmp_path / "copy.tar"))
+    os.utime(copy, (1, 1))
+    assert state(copy) == before != ""
+
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"caption number 0", b"caption number 1"))
+    assert len(path.read_bytes()) == len(data)
+    assert state(path) != before
+    path.write_bytes(data + bytes(512))
+    assert state(path) != before
+    assert state(tmp_path / "missing.tar") == ""
+
+
+@pytest.mark.parametrize("changed", [0, 2**22 + 6])
+def test_shard_state_tells_changes_at_both_ends_of_a_large_shard(tmp_path: Path, changed: int) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(bytes(2**22 + 7))
+    before = shard_state(Shard("s", str(path)))
+    with path.open("r+b") as file:
+        file.seek(changed)
+        file.write(b"x")
+    assert shard_state(Shard("s", str(path))) != before

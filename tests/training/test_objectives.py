@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from noisyclean.objectives import rince_loss, triplet_loss
 from noisyclean.recipe import OBJECTIVES, load_recipe
 from noisyclean.srem import (
+    PairMatrix,
     agreement,
     complementary_loss,
     soft_target_loss,
@@ -43,11 +45,11 @@ def step(
     image, text = torch.randn(2, SIZE, 4, generator=generator, dtype=torch.float64)
     similarity = torch.nn.functional.normalize(image, dim=1) @ torch.nn.functional.normalize(text, dim=1).T
     return Step(
-        similarity=(scale * similarity).requires_grad_(),
+        similarity=PairMatrix.of((scale * similarity).requires_grad_()),
         temperature=torch.tensor(0.1, dtype=torch.float64),
         rows=torch.arange(3, 3 + SIZE),
         weights=weights,
-        taught=taught,
+        taught=None if taught is None else PairMatrix.of(taught),
         epoch=epoch,
         progress=progress,
     )
@@ -62,12 +64,12 @@ def test_every_objective_can_be_minimised(name: str, epoch: int) -> None:
     made = objective(name)
     given = step(epoch=epoch)
     before = made.terms(given)["loss"]
-    (gradient,) = torch.autograd.grad(before, given.similarity)
+    (gradient,) = torch.autograd.grad(before, given.similarity.whole)
     assert before.isfinite()
     assert gradient.abs().sum() > 0
     after = made.terms(step(epoch=epoch))["loss"]  # labels may have been refined in between
     moved = objective(name).terms(
-        Step(given.similarity - 0.01 * gradient, given.temperature, given.rows, None, None, epoch, 0.5)
+        replace(given, similarity=given.similarity.map(lambda cosines: cosines - 0.01 * gradient))
     )["loss"]
     assert moved < before
     assert after.isfinite()
@@ -76,7 +78,7 @@ def test_every_objective_can_be_minimised(name: str, epoch: int) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_hopelessly_wrong_pairs_have_finite_gradients(name: str) -> None:
     similarity = (1 - 2 * torch.eye(SIZE)).requires_grad_()
-    given = Step(similarity, torch.tensor(0.01), torch.arange(SIZE), None, None, 5, 0.5)
+    given = Step(PairMatrix.of(similarity), torch.tensor(0.01), torch.arange(SIZE), None, None, 5, 0.5)
     loss = objective(name).terms(given)["loss"]
     (gradient,) = torch.autograd.grad(loss, similarity)
     assert loss.isfinite()
@@ -130,7 +132,7 @@ def test_agreement_leaves_out_pairs_that_others_fit_better(rule: str) -> None:
 
 def test_the_energy_bank_follows_the_pairs_that_disagree() -> None:
     made = objective(threshold="energy_bank", complementary_weight=0)
-    logits = step().logits.detach()
+    logits = step().logits.whole.detach()
     energy = -0.1 * (logits.logsumexp(1) + logits.logsumexp(0)) / 2
     disagrees = ~torch.stack(agreement(logits)).all(0)
     threshold = energy[disagrees].mean()
@@ -157,7 +159,7 @@ def test_soft_targets_share_the_matching_loss() -> None:
 
 def test_a_triplet_warms_up_on_all_negatives() -> None:
     made = objective(matching="triplet", complementary_weight=0, warmup_epochs=2, margin=0.3)
-    similarity = step().similarity
+    similarity = step().similarity.whole
     torch.testing.assert_close(made.terms(step(epoch=1))["loss"], triplet_loss(similarity, margin=0.3, hardest=False))
     torch.testing.assert_close(
         made.terms(step(epoch=2, weights=WEIGHTS))["loss"], triplet_loss(similarity, WEIGHTS, margin=0.3)
@@ -165,7 +167,7 @@ def test_a_triplet_warms_up_on_all_negatives() -> None:
 
 
 def test_baselines_are_their_formulas() -> None:
-    logits, similarity = step().logits, step().similarity
+    logits, similarity = step().logits.whole, step().similarity.whole
     torch.testing.assert_close(objective("infonce").terms(step())["loss"], weighted_contrastive_loss(logits))
     torch.testing.assert_close(
         objective("ncr").terms(step(weights=WEIGHTS))["loss"], weighted_contrastive_loss(logits, WEIGHTS)

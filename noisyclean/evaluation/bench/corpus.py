@@ -60,7 +60,7 @@ class BenchCorpus:
         index = index_corpus(shards, workers=workers)
         usable = np.flatnonzero(index.usable)
         if len(usable) < MIN_PAIRS:
-            raise NoisycleanError(f"{len(usable)} readable pairs in {shards[0].path} …; a bench needs {MIN_PAIRS}")
+            raise NoisycleanError(f"{len(usable)} readable pairs in {shards[0]} …; a bench needs {MIN_PAIRS}")
         self._preprocessor = preprocessor
         self._source = MemorySource(StreamSource(index, preprocessor, workers=workers))
         surveyed = survey(list(shards), with_text=True, workers=workers, progress=SILENT)
@@ -74,7 +74,7 @@ class BenchCorpus:
         validated = min(int(len(images) * VALIDATION_SHARE), MOST_VALIDATION_IMAGES)
         if not validated:
             raise NoisycleanError(
-                f"{len(images)} different pictures in {shards[0].path} …: too few to keep some of them for retrieval"
+                f"{len(images)} different pictures in {shards[0]} …: too few to keep some of them for retrieval"
             )
         self.test = true[np.isin(index.image[true], images[:tested])]
         self.validation = true[np.isin(index.image[true], images[tested : tested + validated])]

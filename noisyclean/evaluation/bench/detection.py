@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from noisyclean.corpus.index import index_corpus
-from noisyclean.corpus.locate import Shard, ShardSpec, find_shards
+from noisyclean.corpus.locate import Shard, ShardSpec, find_shards, without_secrets
 from noisyclean.corpus.noise import PLANTED_KIND
 from noisyclean.corpus.parallel import default_workers, map_in_processes
 from noisyclean.corpus.synthetic import generate_corpus
@@ -113,7 +113,7 @@ def bench_detection(
             building.rename(made)
         found, name = find_shards(made), f"embedded corpus, {pairs:,} pairs"
     else:
-        name = str(shards) if isinstance(shards, str | Path) else str(next(iter(shards)))
+        name = without_secrets(str(shards if isinstance(shards, str | Path) else next(iter(shards))))
         found, name = find_shards(shards), Path(name).name or name
     base = method_recipe(str(recipe), list(overrides), RunKey("srem", protocols[0], rates[0], 0))
     index = index_corpus(found, workers=default_workers(), progress=progress)

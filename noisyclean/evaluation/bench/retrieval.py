@@ -53,13 +53,11 @@ def bench_retrieval(
         with progress.task("embedding the pairs", len(rows), "pairs") as task:
             at, image, text = embed(encoder.to(place), source, rows, on_batch=task.advance)
         if not len(at):
-            raise NoisycleanError(f"{found[0].path} and the other {len(found) - 1} shards: no pair can be read")
+            raise NoisycleanError(f"{found[0]} and the other {len(found) - 1} shards: no pair can be read")
         order = np.argsort(at)  # that of the shards, by which the fifths go
         first, image_of_text = group_captions(index.image[at[order]])
         if five_fold and len(first) < 5:
-            raise UsageError(
-                f"--five-fold: {len(first)} different pictures in {found[0].path} …; at least 5 are needed"
-            )
+            raise UsageError(f"--five-fold: {len(first)} different pictures in {found[0]} …; at least 5 are needed")
         pictures, captions = torch.from_numpy(order[first]), torch.from_numpy(order)
         measure = metrics.five_fold if five_fold else metrics.retrieval
         figures.append(measure(image.cpu()[pictures], text.cpu()[captions], image_of_text))

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias, get_args
 import noisyclean
 from noisyclean.corpus.embeddings import SUFFIXES
 from noisyclean.errors import UsageError
-from noisyclean.files import is_leftover, remove_leftovers, write_json
+from noisyclean.files import is_leftover, local_place, place, remove_leftovers, write_json
 from noisyclean.manifest.exporting.selection import Selection
 from noisyclean.manifest.exporting.sinks import open_sink
 from noisyclean.manifest.exporting.tables import write_csv, write_jsonl, write_keys, write_uids
@@ -95,7 +95,7 @@ def export(
             ``datacomp``, a pair has no uid of 32 hex digits.
         NoisycleanError: a shard cannot be opened, or is not as it was scored.
     """
-    out, to = Path(out), Path(to)
+    out, to = place(out), local_place(to)
     if format not in get_args(Format):
         raise UsageError(f"--format {format}: no such format; there are {', '.join(get_args(Format))}")
     if shard_size is not None and format != "shards":

@@ -151,7 +151,7 @@ def _plan(selection: Selection, paths: Mapping[str, str], shard_size: int | None
         return
     for shard, table in pieces:
         if is_unsafe(shard.name):
-            raise UsageError(f"{shard.path}: {shard.name!r} is no safe name for a tar; use --shard-size")
+            raise UsageError(f"{shard}: {shard.name!r} is no safe name for a tar; use --shard-size")
         yield PlannedTar(shard.name, [(shard, table)])
 
 
@@ -259,7 +259,7 @@ def _copy_samples(
                 tar.members = []  # type: ignore[attr-defined]  # or tarfile would keep them all
             elif status[fault] == 1:
                 # Quoted and cut, since what is wrong may be characters that a terminal obeys, or the length.
-                progress.say(f"{planned.name}.tar: {key[:80]!r} of {shard.path} is left out, and its like: {fault}")
+                progress.say(f"{planned.name}.tar: {key[:80]!r} of {shard} is left out, and its like: {fault}")
         chosen.append(table.filter(pa.array(good, pa.bool_())))
     return pa.concat_tables(chosen), status
 
@@ -305,6 +305,6 @@ class _Source:
             if raw.index == index:
                 break
         raise NoisycleanError(
-            f"{shard.path}: sample {index} is not {key} any more ({self._reader.damage or 'the shard has changed'}); "
+            f"{shard}: sample {index} is not {key} any more ({self._reader.damage or 'the shard has changed'}); "
             "repeat the `noisyclean score` command"
         )

@@ -55,7 +55,7 @@ class Pictures:
                 raise NoPicture(happened)
             data = pick_pictures(there, [key]).get(key)
             if data is None:
-                raise NoPicture(f"{there.path}: no picture of {key}")
+                raise NoPicture(f"{there}: no picture of {key}")
             return small_webp(data, SIDE, quality=90)
         except (UndecodableError, NoisycleanError, OSError) as error:
             raise NoPicture(str(error)) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from noisyclean.errors import NoisycleanError
 from noisyclean.evaluation.labelling import Calibration, calibrate, proportion_interval
+from noisyclean.files import local_place
 from noisyclean.manifest.reading import Manifest
 from noisyclean.manifest.schema import CLEAN
 from noisyclean.manifest.splitting import DEFAULT_OUT, split
@@ -48,7 +49,7 @@ class Session:
         seed: int | None = None,
         progress: Progress = SILENT,
     ) -> None:
-        self.out = Path(out)
+        self.out = local_place(out)
         self._pairs = pairs
         self._lock = RLock()
         self._pictures = Pictures(self.out)
