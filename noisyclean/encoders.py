@@ -337,11 +337,9 @@ def _normalisation_folded(model: nn.Module) -> Iterator[None]:
     try:
         for parent, convolution, normalisation in _normalised_convolutions(model):
             pair = [cast(Any, parent.get_submodule(name)) for name in (convolution, normalisation)]
-            for name, old, new in zip(
-                (convolution, normalisation), pair, (fuse_conv_bn_eval(*pair), nn.Identity()), strict=True
-            ):
-                before.append((parent, name, old))
-                setattr(parent, name, new)
+            before += [(parent, convolution, pair[0]), (parent, normalisation, pair[1])]
+            setattr(parent, convolution, fuse_conv_bn_eval(*pair))
+            setattr(parent, normalisation, nn.Identity())
         yield
     finally:
         for parent, name, old in before:

@@ -28,6 +28,7 @@ from PIL import Image
 import noisyclean as nc
 from noisyclean.corpus.decoding import MAX_PIXELS, UndecodableError, decode_image, decode_reduced
 from noisyclean.corpus.locate import Shard
+from noisyclean.corpus.pick import pick_pictures
 from noisyclean.corpus.shards import MAX_HEADER_BYTES, MAX_MEMBER_BYTES, ShardReader
 from noisyclean.encoders import load_encoder
 from noisyclean.errors import UsageError
@@ -229,6 +230,8 @@ def test_a_gzip_bomb_is_damage(tmp_path: Path, size: int) -> None:
         samples, damage = read(path)
     assert (samples["a"], damage) == (None, "damaged tar: inflates to over 100 times its size")
     assert samples["b"] in ("cut off with its shard", "member over 256 MiB")
+    with bounded():
+        assert {*pick_pictures(Shard("0", str(path)), ["a", "c"])} == {"a"}
 
 
 def test_what_inflates_a_little_is_no_bomb(tmp_path: Path) -> None:
