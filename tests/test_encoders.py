@@ -352,3 +352,26 @@ def test_an_ensemble_is_one_encoder_with_the_mean_of_the_logits() -> None:
     torch.testing.assert_close(image @ text.T / together.temperature, logits, rtol=1e-4, atol=1e-4)
     assert together.fingerprint() != EncoderEnsemble.of(encoders[:2]).fingerprint()
     assert EncoderEnsemble.of(encoders[:1]) is encoders[0]
+
+
+@pytest.mark.parametrize("name", ["noisyclean-nano", "noisyclean-tiny"])
+def test_batch_normalisation_is_folded_for_inference_alone(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = create_encoder(name, image_size=64)
+    visual = encoder.model.visual
+    for module in visual.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as a training leaves it
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(std=0.1)
+    pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    encoder.model.eval()
+    with torch.no_grad():
+        expected = encoder.encode_image(pixels)
+    before = encoder.fingerprint()
+    with encoder.inference():
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in visual.modules())
+        torch.testing.assert_close(encoder.encode_image(pixels), expected, rtol=0, atol=2e-6)
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in visual.modules())
+    assert encoder.fingerprint() == before

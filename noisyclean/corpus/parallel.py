@@ -264,6 +264,9 @@ def _hand_over(
         for item in items:
             for piece in read(item, pieces, careful):
                 outbox.put(("piece", piece))
+                if careful:
+                    outbox.join()  # should the next piece end this process, it is not this one that did
+                    careful = False
             pieces, careful = 0, False
             outbox.put(("end", None))
     except NoisycleanError as error:
@@ -288,6 +291,7 @@ def _send(outbox: queue.Queue[tuple[_Kind, Any] | None], to: socket.socket) -> N
         to.sendall(struct.pack(f"{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
         for part in parts:
             to.sendall(part)
+        outbox.task_done()
 
 
 def _receive(source: socket.socket) -> Any:

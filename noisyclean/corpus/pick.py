@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
@@ -11,9 +10,9 @@ from noisyclean.corpus.shards import (
     DAMAGE,
     MAX_MEMBER_BYTES,
     SampleMembers,
-    StrictHeader,
     image_extension,
     open_shard,
+    open_tar,
     split_name,
 )
 
@@ -40,7 +39,7 @@ def _pick(shard: Shard, keys: set[str]) -> Iterator[SampleMembers]:
     with (
         open_shard(shard) as stream,
         suppress(*DAMAGE),
-        tarfile.open(fileobj=stream, errors="backslashreplace", tarinfo=StrictHeader) as tar,
+        open_tar(stream, seek=True) as tar,
     ):
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # or tarfile would keep them all

@@ -97,7 +97,7 @@ class Sample:
     fault: str | None = None
 
 
-class StrictHeader(tarfile.TarInfo):
+class _StrictHeader(tarfile.TarInfo):
     """Headers as tarfile reads them, but for what is broken or hostile.
 
     tarfile takes a broken header after the first member for the end of the archive: here it is damage. So is one that
@@ -214,13 +214,7 @@ class ShardReader:
         """Key, extension and content of each member, or why its content cannot be had."""
         with open_shard(self.shard) as stream:
             try:
-                # backslashreplace: a name that is not UTF-8 becomes a key that can be written to tables.
-                with tarfile.open(
-                    fileobj=cast("IO[bytes]", _TarStream(stream)),
-                    mode="r|",
-                    errors="backslashreplace",
-                    tarinfo=StrictHeader,
-                ) as tar:
+                with open_tar(stream) as tar:
                     for member in tar:
                         tar.members = []  # type: ignore[attr-defined]  # or tarfile would keep them all
                         named = split_name(member.name) if member.isreg() else None
@@ -240,6 +234,26 @@ class ShardReader:
                 self.damage = f"damaged tar: {str(error) or type(error).__name__}"
             except OSError as error:
                 raise NoisycleanError(f"{self.shard}: reading failed ({error}); repeat the command") from error
+
+
+def open_tar(stream: IO[bytes], *, seek: bool = False) -> tarfile.TarFile:
+    """A tar, compressed by gzip or not, whose reading ends whatever is in it.
+
+    Args:
+        seek: pass over what is not asked for without reading it, where the tar is not compressed.
+
+    Raises:
+        one of ``DAMAGE``: here or as it is read on, that it is broken.
+    """
+    if seek:
+        seek = stream.read(len(_GZIP)) != _GZIP
+        stream.seek(0)
+    return tarfile.open(
+        fileobj=stream if seek else cast("IO[bytes]", _TarStream(stream)),
+        mode="r:" if seek else "r|",
+        errors="backslashreplace",  # a name that is not UTF-8 becomes a key that can be written to tables
+        tarinfo=_StrictHeader,
+    )
 
 
 def split_name(name: str) -> tuple[str, str] | None:

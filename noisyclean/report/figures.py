@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -43,6 +43,9 @@ _STYLE = {
 }
 _NARROW, _WIDE = (5.0, 3.2), (5.0, 2.4)
 
+CORPUS_FIGURES = ("match-scores", "kept", "energy-entropy", "truth-curves", "truth-realised")
+"""What may be drawn of a scored corpus."""
+
 Point: TypeAlias = tuple[int, float]
 
 
@@ -67,8 +70,11 @@ class Figure:
     file: bytes
 
 
-def save(figures: Iterable[Figure], folder: Path) -> None:
-    """Write each figure as ``folder/NAME.svg`` and ``.png``."""
+def save(figures: Sequence[Figure], folder: Path) -> None:
+    """Write each figure as ``folder/NAME.svg`` and ``.png``, and remove what was drawn of the same folder before."""
+    for name in {*CORPUS_FIGURES} - {one.name for one in figures}:
+        for suffix in ("svg", "png"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     for one in figures:
         for suffix, data in (("svg", one.file), ("png", one.png)):
             with replacing(folder / f"{one.name}.{suffix}") as temporary:

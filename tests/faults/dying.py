@@ -35,6 +35,25 @@ def count_to(flags: Path, fault: str, item: int, skip: int, careful: bool) -> It
         yield item, piece
 
 
+class Slow:
+    """A number that takes a while to hand over."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        time.sleep(0.3)
+        return int, (self.number,)
+
+
+def count_past_deadly(item: int, skip: int, careful: bool) -> Iterator[Slow]:
+    """Four pieces, of which two end the process unless each is the one that care is taken of."""
+    for piece in range(skip, 4):
+        if piece in (1, 2) and not (careful and piece == skip):
+            killed(os.getpid())
+        yield Slow(piece)
+
+
 def nothing() -> None:
     pass
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults.dying import count_to, die, killed, nothing, once, work
+from faults.dying import count_past_deadly, count_to, die, killed, nothing, once, work
 from helpers import encode_image, pair, write_tar
 
 from noisyclean.corpus import decoding, parallel
@@ -54,6 +54,11 @@ def test_the_last_process_is_told_to_be_careful(tmp_path: Path) -> None:
     read = partial(count_to, tmp_path, "careless")
     found = list(read_in_processes(read, range(5), 2, in_order=False, prepare=nothing))
     assert sorted(found) == [(item, piece) for item in range(5) for piece in range(5)]
+
+
+def test_a_death_is_not_laid_to_the_piece_before_it() -> None:
+    """What was read with care is handed over before the next piece is begun, which may end the process too."""
+    assert list(read_in_processes(count_past_deadly, [0], 1, in_order=True, prepare=nothing)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("ordered", [True, False])

@@ -196,6 +196,14 @@ class TestPage:
         files = [f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
         assert sorted(one.name for one in (tmp_path / "here" / "my").iterdir()) == files
 
+    def test_figures_of_before_do_not_outlive_the_truth(self, tmp_path: Path) -> None:
+        corpus = make_corpus(tmp_path)
+        report(corpus / "out")
+        (corpus / "shards" / "truth.parquet").unlink()
+        report(corpus / "out")
+        left = {one.stem for one in (corpus / "out" / "report").iterdir()}
+        assert left == {"energy-entropy", "kept", "match-scores"}
+
     def test_hostile_captions_are_text(self, corpus: Path) -> None:
         out = corpus / "out"
         rows = nc.Manifest(out).pairs()
