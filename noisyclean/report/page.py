@@ -135,6 +135,7 @@ def _fit_page(run: Path) -> tuple[str, list[Figure]]:
     course = read_course(run)
     asked = [
         ("losses", "Loss", {"training": "loss", "held-out pairs": "holdout_loss"}, False),
+        ("retrieval", "Held-out recall@1", {"held-out pairs": "holdout_recall_at_1"}, True),
         ("estimate", "Estimated mismatch rate", {"estimate": "estimated_noise"}, True),
         ("trained-share", "Share of the pairs trained on", {"mean weight of a pair": "mean_weight"}, True),
         ("throughput", "Pairs a second", {"pairs a second": "pairs_per_second"}, False),

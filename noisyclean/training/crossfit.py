@@ -201,7 +201,7 @@ class CrossFit:
         weights = student.weights
         return {
             **means,
-            "holdout_loss": trainer.holdout_loss(self.source, self.held_out),
+            **trainer.hold_out(self.source, self.held_out),
             "temperature": trainer.encoder.temperature.item(),
             "learning_rate": trainer.learning_rate,
             "mean_weight": 1.0 if weights is None else weights[torch.from_numpy(rows)].mean().item(),

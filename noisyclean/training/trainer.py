@@ -17,7 +17,7 @@ from noisyclean.device import choose_dtype
 from noisyclean.encoders import DualEncoder
 from noisyclean.errors import NoisycleanError
 from noisyclean.recipe import OptimiserRecipe
-from noisyclean.srem import weighted_contrastive_loss
+from noisyclean.srem import agreement, weighted_contrastive_loss
 from noisyclean.training.distributed import ALONE, Parts, World, share_batch_norm
 from noisyclean.training.memory import EmbeddingMemory
 from noisyclean.training.objectives import Objective, Step
@@ -149,21 +149,33 @@ class FoldTrainer:
             self.encoder.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)  # type: ignore[operator]
         return {**{name: term.item() for name, term in terms.items()}, "gradient_norm": norm.item()}
 
-    def holdout_loss(self, source: PairSource, rows: NDArray[np.int64]) -> float | None:
-        """Mean InfoNCE of pairs no model trains on, noise and all; None if there are not even two.
+    def hold_out(self, source: PairSource, rows: NDArray[np.int64]) -> dict[str, float]:
+        """How pairs that no model trains on, noise and all, are told apart; nothing if there are not even two.
 
         Figures of equal batches compare; what is left over after whole batches is left out.
+
+        Returns:
+            ``holdout_loss``, the mean InfoNCE; ``holdout_recall_at_1``, the share of pictures that find their caption,
+            and of captions that find their picture, of all in the batch; ``holdout_candidates``, how many these are.
         """
         width = min(self.recipe.batch_size, len(rows))
         if width < 2:
-            return None
-        losses = []
+            return {}
+        losses: list[float] = []
+        found: list[float] = []
         with self.encoder.inference():
             for batch, parts in self.world.in_step(source.batches(rows, width)):
                 if parts.total == width:
                     *_, similarity = self.world.embed(self.encoder, batch, parts)
                     losses.append(weighted_contrastive_loss(similarity / self.encoder.temperature).item())
-        return float(np.mean(losses)) if losses else None
+                    found.append(torch.stack(agreement(similarity)).float().mean().item())
+        if not losses:
+            return {}
+        return {
+            "holdout_loss": float(np.mean(losses)),
+            "holdout_recall_at_1": float(np.mean(found)),
+            "holdout_candidates": width,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs, tensors and numbers only."""

@@ -216,7 +216,7 @@ def test_page_of_a_fit(browser: Browser, tmp_path: Path) -> None:
     try:
         words = visit.page.inner_text("main")
         assert "200 pairs were fitted" in " ".join(words.split())
-        assert visit.page.locator("figure svg").count() == 4
+        assert visit.page.locator("figure svg").count() == 5
         assert visit.complaints == []
     finally:
         visit.context.close()

@@ -151,6 +151,24 @@ def test_only_what_may_be_trained_on_is(source: MemorySource) -> None:
     assert seen == set(usable[:200:2]) - set(crossfit.held_out)
 
 
+def test_held_out_figures_are_those_of_whole_batches(source: MemorySource) -> None:
+    crossfit = CrossFit(recipe("optimiser.batch_size=10"), source, CPU)
+    figures = crossfit.train_epoch(0, Listener())
+    assert 20 <= len(crossfit.held_out) < 30
+    for encoder, row in zip(crossfit.encoders, figures, strict=True):
+        rows, image, text = embed(encoder, source, crossfit.held_out)
+        assert rows.tolist() == sorted(crossfit.held_out)
+        recall, loss = [], []
+        for batch in (slice(0, 10), slice(10, 20)):
+            cosines = (image[batch] @ text[batch].T).double().numpy()
+            recall += [cosines[k].argmax() == k for k in range(10)] + [cosines[:, k].argmax() == k for k in range(10)]
+            odds = np.exp(cosines / encoder.temperature.item())
+            loss += [-np.log(odds[k, k] / total[k]) for total in (odds.sum(0), odds.sum(1)) for k in range(10)]
+        assert 0 < row["holdout_recall_at_1"] == pytest.approx(np.mean(recall))
+        assert row["holdout_loss"] == pytest.approx(np.mean(loss), rel=1e-5)
+        assert row["holdout_candidates"] == 10
+
+
 def test_out_of_fold_weights_are_what_the_judge_says(source: MemorySource) -> None:
     crossfit = CrossFit(recipe(), source, CPU)
     assert [weights for _, weights in crossfit.weights] == [None, None]
