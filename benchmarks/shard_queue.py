@@ -103,20 +103,28 @@ def simulate(cluster: Cluster, shards: int, pairs: int, seed: int) -> Outcome:
         waiting -= size
         mean = pairs * cluster.workers / cluster.rate * (2 if node < cluster.slow else 1)
         each = mean * random.lognormal(-(cluster.spread**2) / 2, cluster.spread, size)
-        # As shards are dealt to the decoding processes.
-        dealt = [np.cumsum(each[one :: cluster.workers]) for one in range(cluster.workers)]
-        ends = now + cluster.pause + np.concatenate(dealt)
+        ends = now + cluster.pause + _ends(each, cluster.workers)
         finished = ends[ends <= fails[k]]
         last[gpu] = max(last[gpu], finished.max(initial=0.0))
         if len(finished) == size:
             heapq.heappush(events, (ends.max(), gpu, 0))
         else:
-            again += sum(int(one.max(initial=0.0) + now + cluster.pause > fails[k]) for one in dealt)
+            again += int(((ends - each <= fails[k]) & (ends > fails[k])).sum())
             heapq.heappush(events, (fails[k], -1, size - len(finished)))
             heapq.heappush(events, (fails[k] + cluster.away, gpu, 0))
     end = float(last.max())
     failed = sum(int(np.searchsorted(one, end)) for one in failures)
     return Outcome(end, again, failed, float((end - last).sum()))
+
+
+def _ends(each: NDArray[np.float64], workers: int) -> NDArray[np.float64]:
+    """When shards end that take so long each, and go to whichever decoding process is through first."""
+    free = [0.0] * workers
+    ends = []
+    for one in each:
+        ends.append(free[0] + one)
+        heapq.heapreplace(free, ends[-1])
+    return np.array(ends)
 
 
 def main() -> None:

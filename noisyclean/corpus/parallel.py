@@ -18,6 +18,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from typing import Any, Generic, Literal, TypeVar
@@ -38,6 +40,8 @@ THREADS = 16
 """So many requests to a store are under way at a time."""
 _AHEAD = 4
 """Pieces a process has ready before they are asked for."""
+_DEALT = 2
+"""Items a process has been told of: one to read, and one for when it is through, so that it need not wait."""
 
 
 class LostError(Exception):
@@ -129,8 +133,8 @@ def read_in_processes(
 ) -> Iterator[T]:
     """Yield what ``read(item, 0, False)`` yields for each item, computed in ``workers`` processes.
 
-    The pieces of one item come in order; items are interleaved. They come through sockets, and take neither shared
-    memory (of which a container has little) nor file descriptors.
+    The pieces of one item come in order; items are interleaved, and dealt out as processes come to an end with theirs.
+    They come through sockets, and take neither shared memory (of which a container has little) nor file descriptors.
 
     Args:
         read: called with an item, how many of its first pieces are not wanted, as they have been handed over by a
@@ -143,7 +147,8 @@ def read_in_processes(
     Raises:
         LostError: an item ended its process, or hung, ``LIVES`` times.
     """
-    readers = deque(_Reader(read, items[k::workers], prepare) for k in range(workers))
+    first, others = items[: _DEALT * workers], iter(items[_DEALT * workers :])
+    readers = deque(_Reader(read, first[k::workers], others, prepare) for k in range(workers))
     try:
         while readers:
             for reader in _ready([readers[0]] if in_order else readers):
@@ -181,10 +186,16 @@ class _Reader(Generic[S, T]):
     """
 
     def __init__(
-        self, read: Callable[[S, int, bool], Iterator[T]], items: Sequence[S], prepare: Callable[[], None]
+        self,
+        read: Callable[[S, int, bool], Iterator[T]],
+        items: Sequence[S],
+        others: Iterator[S],
+        prepare: Callable[[], None],
     ) -> None:
+        """``others``: what is dealt when the ``items`` come to an end."""
         self._read = read
         self._items = deque(items)
+        self._others = others
         self._prepare = prepare
         self._pieces = 0
         self._lives = LIVES
@@ -195,12 +206,18 @@ class _Reader(Generic[S, T]):
         self.socket, theirs = socket.socketpair()
         self._process = get_context().Process(
             target=_hand_over,
-            args=(os.getpid(), self._read, list(self._items), self._pieces, self._lives == 1, self._prepare, theirs),
+            args=(os.getpid(), self._read, self._pieces, self._lives == 1, self._prepare, theirs),
             daemon=True,
         )
         self._process.start()
         theirs.close()  # so that what comes ends with the process
         self.heard = time.monotonic()
+        for item in self._items:
+            self._deal(item)
+
+    def _deal(self, item: S) -> None:
+        with suppress(OSError):  # if it has died, that is noticed when something is to come from it
+            _send(item, self.socket)
 
     @property
     def finished(self) -> bool:
@@ -225,6 +242,9 @@ class _Reader(Generic[S, T]):
         if kind == "end":
             self._items.popleft()
             self._pieces = 0
+            for item in islice(self._others, 1):
+                self._items.append(item)
+                self._deal(item)
             return None
         self._pieces += 1
         return (content,)
@@ -247,21 +267,21 @@ class _Reader(Generic[S, T]):
 def _hand_over(
     parent: int,
     read: Callable[[S, int, bool], Iterator[T]],
-    items: Sequence[S],
     pieces: int,
     careful: bool,
     prepare: Callable[[], None],
     to: socket.socket,
 ) -> None:
-    """What a process does: read, and hand over meanwhile what was read before."""
+    """What a process does until it is ended: read what it is dealt, and hand over meanwhile what was read before."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its processes
     _end_with(parent)
-    outbox: queue.Queue[tuple[_Kind, Any] | None] = queue.Queue(_AHEAD)
-    sender = threading.Thread(target=_send, args=(outbox, to), daemon=True)
+    outbox: queue.Queue[tuple[_Kind, Any]] = queue.Queue(_AHEAD)
+    sender = threading.Thread(target=_send_all, args=(outbox, to), daemon=True)
     sender.start()
     try:
         prepare()
-        for item in items:
+        while True:
+            item = _receive(to)
             for piece in read(item, pieces, careful):
                 outbox.put(("piece", piece))
                 if careful:
@@ -275,23 +295,27 @@ def _hand_over(
         unexpected = RuntimeError(f"{type(error).__name__}: {error}")
         unexpected.add_note(traceback.format_exc())
         outbox.put(("error", unexpected))
-    outbox.put(None)
     sender.join()
 
 
-def _send(outbox: queue.Queue[tuple[_Kind, Any] | None], to: socket.socket) -> None:
-    """Send messages until there is None: the pickle of each, and apart from it, uncopied, the contents of its arrays.
+def _send_all(outbox: queue.Queue[tuple[_Kind, Any]], to: socket.socket) -> None:
+    with suppress(OSError):  # nobody is there any more who would want it
+        while True:
+            _send(outbox.get(), to)
+            outbox.task_done()
+
+
+def _send(message: object, to: socket.socket) -> None:
+    """Send the pickle of a message, and apart from it, uncopied, the contents of its arrays.
 
     Before these go their sizes, and before them how many there are.
     """
-    while (message := outbox.get()) is not None:
-        arrays: list[pickle.PickleBuffer] = []
-        head = pickle.dumps(message, pickle.HIGHEST_PROTOCOL, buffer_callback=arrays.append)
-        parts = [memoryview(head), *(one.raw() for one in arrays)]
-        to.sendall(struct.pack(f"{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
-        for part in parts:
-            to.sendall(part)
-        outbox.task_done()
+    arrays: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(message, pickle.HIGHEST_PROTOCOL, buffer_callback=arrays.append)
+    parts = [memoryview(head), *(one.raw() for one in arrays)]
+    to.sendall(struct.pack(f"{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
+    for part in parts:
+        to.sendall(part)
 
 
 def _receive(source: socket.socket) -> Any:

@@ -54,6 +54,15 @@ def count_past_deadly(item: int, skip: int, careful: bool) -> Iterator[Slow]:
         yield Slow(piece)
 
 
+def wait_for_the_last(flags: Path, last: int, item: int, skip: int, careful: bool) -> Iterator[int]:
+    """One piece; that of item 0 comes after the last item's."""
+    while item == 0 and not (flags / "last").exists():
+        time.sleep(0.01)
+    yield item
+    if item == last:
+        (flags / "last").touch()
+
+
 def nothing() -> None:
     pass
 

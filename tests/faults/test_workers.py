@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults.dying import count_past_deadly, count_to, die, killed, nothing, once, work
+from faults.dying import count_past_deadly, count_to, die, killed, nothing, once, wait_for_the_last, work
 from helpers import encode_image, pair, write_tar
 
 from noisyclean.corpus import decoding, parallel
@@ -54,6 +54,12 @@ def test_the_last_process_is_told_to_be_careful(tmp_path: Path) -> None:
     read = partial(count_to, tmp_path, "careless")
     found = list(read_in_processes(read, range(5), 2, in_order=False, prepare=nothing))
     assert sorted(found) == [(item, piece) for item in range(5) for piece in range(5)]
+
+
+def test_items_are_dealt_to_who_is_through(tmp_path: Path) -> None:
+    """While one process is long at an item, the other reads all that was not dealt before."""
+    read = partial(wait_for_the_last, tmp_path, 9)
+    assert list(read_in_processes(read, range(10), 2, in_order=False, prepare=nothing)) == [1, *range(3, 10), 0, 2]
 
 
 def test_a_death_is_not_laid_to_the_piece_before_it() -> None:
