@@ -281,4 +281,4 @@ def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
 def test_a_shard_that_cannot_be_had_is_one_line(home: Path) -> None:
     words = ("score", "file:///nowhere/00000.tar", "-o", "nowhere", "--workers", "2")
     done = noisyclean(*words, cwd=home, code=1)
-    assert done.stderr.splitlines()[-1].startswith("noisyclean: file:///nowhere/00000.tar: cannot open the shard")
+    assert done.stderr.splitlines()[-1].startswith("noisyclean: file:///nowhere/00000.tar: no such object")

@@ -331,7 +331,17 @@ class TestFairness:
 
     def test_crossfit_cannot_be_given_a_truth(self) -> None:
         parameters = set(inspect.signature(CrossFit.__init__).parameters)
-        assert parameters == {"self", "recipe", "source", "device", "rows", "trainable", "encoders", "progress"}
+        assert parameters == {
+            "self",
+            "recipe",
+            "source",
+            "device",
+            "rows",
+            "trainable",
+            "encoders",
+            "progress",
+            "world",
+        }
 
     def test_methods_differ_in_their_objective_only(self) -> None:
         recipes = {name: method_recipe("bench", LONGER, RunKey(name, "caption", 0.4, 5)) for name in METHODS}
