@@ -37,8 +37,8 @@ SREM = {
     "transition": ["objective.complementary=transition", "objective.complementary_bias=0.5"],
     "triplet": ["objective.matching=triplet"],
 }
-BASELINES = ("infonce", "vse", "decl", "crcl", "rince")
-TAKES_NO_WARMUP = ("infonce", "rince")
+BASELINES = ("infonce", "vse", "decl", "rcl", "crcl", "rince")
+TAKES_NO_WARMUP = ("infonce", "rcl", "rince")
 TOGETHER = [(2, name) for name in (*SREM, *BASELINES, "uneven")] + [(4, "curve"), (4, "decl"), (4, "uneven")]
 """In how many processes gradients are compared with those of one, and whose."""
 
@@ -133,7 +133,8 @@ def test_gradients_are_those_of_one_process(name: str, processes: int, steps: Ca
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_loss_runs_the_same_course(processes: int, steps: Callable[..., dict[str, Any]]) -> None:
     alone, together = (np.array(steps(one, "curve")["losses"]) for one in (1, processes))
-    assert steps(1, "curve")["pairs"] == 25 * [24, 16]
+    assert steps(1, "curve")["pairs"] == [24, 16]
+    assert len(alone) == 50
     assert alone[-2:].mean() < alone[:2].mean() - 1
     assert np.abs(together - alone).max() < 1e-3
 
@@ -141,11 +142,16 @@ def test_the_loss_runs_the_same_course(processes: int, steps: Callable[..., dict
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_uneven_shards_are_streamed_to_their_ends(processes: int, steps: Callable[..., dict[str, Any]]) -> None:
     found = steps(processes, "streamed")
-    readable, whole = 150 + 7 + 40, 64
-    # Two epochs, of which a small last batch is left out.
-    assert readable - whole // 2 < sum(found["pairs"]) / 2 <= readable
-    assert max(found["pairs"]) <= whole
+    # By the second epoch all know what cannot be decoded: 197 pairs are left, of which the last five are too few.
+    assert found["pairs"] == [64, 64, 64]
     assert np.isfinite(found["losses"]).all()
+
+
+class Unheard(World):
+    """One of several processes, of which the others are not there to say anything."""
+
+    def everyone(self, value: Any) -> list[Any]:
+        return [value]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
@@ -156,7 +162,7 @@ def test_a_stream_gives_every_pair_to_one_process(
     rows = np.flatnonzero(faulty_index.usable)
     stream = StreamSource(faulty_index, encoder.preprocessor, workers=0, shuffle_buffer=32)
     given = [
-        [batch.rows for batch in SharedStream(stream, World(rank, processes)).batches(rows, 16, shuffle=shuffle)]
+        [batch.rows for batch in SharedStream(stream, Unheard(rank, processes)).batches(rows, 16, shuffle=shuffle)]
         for rank in range(processes)
     ]
     everything = torch.cat([torch.cat(batches) for batches in given])
