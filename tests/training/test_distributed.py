@@ -43,11 +43,12 @@ TOGETHER = [(2, name) for name in (*SREM, *BASELINES, "uneven")] + [(4, "curve")
 """In how many processes gradients are compared with those of one, and whose."""
 
 
-def torchrun(processes: int, *words: object, cwd: Path) -> subprocess.Popen[str]:
+def torchrun(processes: int, *words: object, cwd: Path, restarts: int = 0) -> subprocess.Popen[str]:
     """Start ``torchrun … WORDS``."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    options = ["--nproc-per-node", processes, "--max-restarts", restarts]
     return subprocess.Popen(
-        [*command, *map(str, words)],
+        [*command, *map(str, [*options, *words])],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,
@@ -247,3 +248,42 @@ def test_an_error_is_told_once(corpus: Path, tmp_path: Path) -> None:
     assert out == ""
     (line,) = [one for one in err.splitlines() if one.startswith("noisyclean: ")]
     assert "optimiser.batch_size is 2, which 3 processes share" in line
+
+
+RESTARTED = """
+import os, sys
+import open_clip
+import noisyclean as nc
+from noisyclean.cli import main
+from noisyclean.errors import NoisycleanError
+from noisyclean.training.crossfit import CrossFit
+
+open_clip.add_model_config(sys.argv.pop(1))
+train_epoch = CrossFit.train_epoch
+
+def fail_once(self, epoch, task):
+    if epoch == 2 and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+        raise NoisycleanError("the second process is ill")
+    return train_epoch(self, epoch, task)
+
+CrossFit.train_epoch = fail_once
+try:
+    main()
+except SystemExit as end:
+    if end.code:
+        raise
+words = sys.argv[2:]
+overrides = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
+nc.fit(words[0], out="again", overrides=overrides, recipe="cpu-small")
+"""
+
+
+def test_torchrun_starts_them_again_and_one_trains_twice(uneven: Path, tmp_path: Path) -> None:
+    _, *words = fit_words(uneven, tmp_path / "run")
+    (tmp_path / "script.py").write_text(RESTARTED)
+    code, _, err = end(torchrun(2, tmp_path / "script.py", *words, "-r", "cpu-small", cwd=tmp_path, restarts=1))
+    assert code == 0, err
+    assert err.count("noisyclean: the second process is ill") == 1
+    assert err.count("going on after epoch 2 of 4") == 1
+    first, second = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "again"))
+    assert first["pairs"] == second["pairs"] == 307
