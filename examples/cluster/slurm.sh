@@ -32,7 +32,7 @@ if ((SLURM_NNODES > 1)); then
         ray start --address "$(hostname -f):$port" --block "${resources[@]}" &
 fi
 
-# Models are put on the nodes that are there when the command starts.
+# Models are put on the nodes that are there when the command starts. A node that is not there in five minutes never is.
 python - "$SLURM_NNODES" <<'END'
 import sys
 import time
@@ -40,7 +40,10 @@ import time
 import ray
 
 ray.init("auto", log_to_driver=False)
-while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
+wanted, deadline = int(sys.argv[1]), time.monotonic() + 300
+while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
+    if time.monotonic() > deadline:
+        sys.exit(f"only {there} of {wanted} nodes have joined the Ray cluster")
     time.sleep(2)
 END
 

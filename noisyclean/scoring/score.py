@@ -122,7 +122,7 @@ def score(
     Raises:
         UsageError: the shards, the model or the embeddings cannot be what is meant, arguments exclude one another, or
             ``out`` or ``save_embeddings`` holds something else.
-        NoisycleanError: a shard cannot be opened, no pair can be read, or the cluster has no node left.
+        NoisycleanError: a shard cannot be opened, no pair can be read, or models on the cluster are lost all the time.
     """
     started = time.perf_counter()
     out = place(out)

@@ -27,16 +27,27 @@ class Checkpoint:
         with replacing(self._path) as temporary, temporary.open("wb") as file:
             torch.save({"key": self._key, **state}, file)
 
+    def check(self) -> None:
+        """See that the last state saved, if there is any, can be gone on with.
+
+        Raises:
+            UsageError: it belongs to another recipe or corpus, or cannot be read.
+        """
+        self._read(mmap=True)
+
     def load(self) -> dict[str, Any] | None:
         """The last state saved, on the CPU; None if there is none.
 
         Raises:
             UsageError: it belongs to another recipe or corpus, or cannot be read.
         """
+        return self._read(mmap=False)
+
+    def _read(self, mmap: bool) -> dict[str, Any] | None:
         if not self._path.is_file():
             return None
         try:
-            state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as error:  # torch.load raises pickle, zip and runtime errors of many kinds
             raise UsageError(f"{self._path}: cannot be read; remove it to start the fit anew") from error
         if state.get("key") != self._key:

@@ -10,6 +10,7 @@ Alone, every method of :class:`World` is the identity.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -40,7 +42,10 @@ PATIENCE = timedelta(days=7)
 its connections close, and torchrun ends all."""
 GRACE = 2.0
 """Seconds that a process which fails after another waits before it ends; mostly it is ended before."""
-_FAILED = "noisyclean/failed"
+_FAILED = "failed"
+_PIXELS, _CHANNELS = (0, 2, 3), (1, -1, 1, 1)
+_trainings = itertools.count()
+_OF_THIS_PROCESS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 
 
 class FailedElsewhereError(NoisycleanError):
@@ -115,6 +120,28 @@ class World:
             raise failure
         return cast(T, value)
 
+    def spread(self, state: T) -> T:
+        """The first process's ``state`` of dicts, lists and tuples, for all of them; its tensors travel one by one."""
+        if self.size == 1:
+            return state
+        own: list[Tensor] = []
+
+        def outline(tensor: Tensor) -> Tensor:
+            own.append(tensor)
+            return tensor.to("meta")
+
+        outlined = self.once(lambda: _map_tensors(state, outline))
+        to_send = iter(own)
+
+        def fill(like: Tensor) -> Tensor:
+            tensor = next(to_send).contiguous() if self.rank == 0 else torch.empty(like.shape, dtype=like.dtype)
+            if tensor.numel():
+                with _reaching_the_others():
+                    dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=0)  # gloo does not know every dtype
+            return tensor
+
+        return cast(T, _map_tensors(outlined, fill))
+
     def parts(self, count: int) -> Parts:
         """The parts of a batch of which this process has ``count`` pairs."""
         if self.size == 1:
@@ -127,10 +154,6 @@ class World:
     def gather(self, own: Tensor, parts: Parts) -> Tensor:
         """Rows of a batch from every process, in their order: ``[b, …]`` each → ``[B, …]``; differentiable."""
         return own if self.size == 1 else cast(Tensor, _Gather.apply(own, parts))
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes, in each of them; differentiable."""
-        return tensor if self.size == 1 else cast(Tensor, _Sum.apply(tensor))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace the gradients by their means over the processes; the same parameters have one in all of them."""
@@ -210,7 +233,9 @@ def joined_world() -> Iterator[World]:
         yield ALONE
         return
     with _reaching_the_others():
-        store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+        everyones, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+        # torchrun's store outlives the processes, and knows those of former trainings, which do not answer any more.
+        store = PrefixStore(f"noisyclean/{os.environ['TORCHELASTIC_RESTART_COUNT']}/{next(_trainings)}", everyones)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
@@ -221,17 +246,18 @@ def joined_world() -> Iterator[World]:
         if store.add(_FAILED, 1) > 1:
             time.sleep(GRACE)
             raise FailedElsewhereError("another process of this training has failed; it says why") from error
-        raise
-    finally:
-        dist.destroy_process_group()
+        raise  # leaving the group would wait for the others, who may wait for this one
+    dist.destroy_process_group()
 
 
 def own_device(device: torch.device, world: World) -> torch.device:
     """The device of this process: where ``device`` is CUDA without a number, one a process of a machine.
 
     Raises:
-        UsageError: there are fewer than that.
+        UsageError: there are fewer than that, or not all processes have one.
     """
+    if len(kinds := set(world.everyone(device.type))) > 1:
+        raise UsageError(f"--device: some processes have {' and some '.join(sorted(kinds))}; name one that all have")
     if world.size == 1 or device.type != "cuda":
         return device
     if device == torch.device("cuda"):  # any of them
@@ -242,6 +268,8 @@ def own_device(device: torch.device, world: World) -> torch.device:
                 f"start torchrun with --nproc-per-node {there}, or fit with --device cpu"
             )
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    elif world.local_size > 1:
+        raise UsageError(f"--device {device}: {world.local_size} processes take a GPU each; give --device cuda")
     torch.cuda.set_device(device)
     return device
 
@@ -255,29 +283,16 @@ class SharedBatchNorm(nn.BatchNorm2d):
         counts: whether what comes is of the batch.
     """
 
-    world = ALONE
     counts = True
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        values = input.float()
-        others, shape = (0, 2, 3), (1, -1, 1, 1)
-        counted = slice(None if self.counts else 0)
-        size = values[counted].numel() // values.shape[1]
-        # Twice around, as a difference of large sums would lose the variance in rounding.
-        sums = self.world.sum(torch.cat([values[counted].sum(others), values.new_tensor([size])]))
-        total = sums[-1].detach()
-        mean = sums[:-1] / total
-        centred = values - mean.view(shape)
-        variance = self.world.sum(centred[counted].square().sum(others)) / total
-        unbiased = variance * total / (total - 1)
-        with torch.no_grad():
-            cast(Tensor, self.num_batches_tracked).add_(1)
-            for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
-                cast(Tensor, running).lerp_(now, cast(float, self.momentum))
-        normalised = centred * (variance + self.eps).rsqrt().view(shape)
-        return (normalised * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)
+        output, mean, unbiased = _Normalise.apply(input, self.weight, self.bias, self.eps, self.counts)
+        cast(Tensor, self.num_batches_tracked).add_(1)
+        for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
+            cast(Tensor, running).lerp_(now, cast(float, self.momentum))
+        return cast(Tensor, output)
 
 
 def share_batch_norm(model: nn.Module, world: World) -> None:
@@ -298,7 +313,6 @@ def share_batch_norm(model: nn.Module, world: World) -> None:
                     "processes cannot share; fit it without torchrun"
                 )
             shared = SharedBatchNorm(child.num_features, child.eps, child.momentum)
-            shared.world = world
             shared.weight, shared.bias = child.weight, child.bias
             for buffer, tensor in child.named_buffers():
                 setattr(shared, buffer, tensor)
@@ -321,6 +335,54 @@ def _embed_nothing(encoder: DualEncoder) -> tuple[Tensor, Tensor]:
     return image[:0], text[:0]
 
 
+class _Normalise(torch.autograd.Function):
+    """Batch normalisation with sums over the processes. Of the input, no more is kept than torch's own keeps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, counts: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        values = input.float()
+        counted = values if counts else values[:0]
+        # Twice around, as a difference of large sums would lose the variance in rounding.
+        sums = _sum(torch.cat([counted.sum(_PIXELS), values.new_tensor([counted.numel() // values.shape[1]])]))
+        total = sums[-1]
+        mean = sums[:-1] / total
+        variance = _sum((counted - mean.view(_CHANNELS)).square().sum(_PIXELS)) / total
+        scale = (variance + eps).rsqrt()
+        ctx.counts = counts
+        ctx.save_for_backward(input, weight, mean, scale, total)
+        unbiased = variance * total / (total - 1)
+        ctx.mark_non_differentiable(mean, unbiased)
+        normalised = (values - mean.view(_CHANNELS)) * scale.view(_CHANNELS)
+        return (normalised * weight.view(_CHANNELS) + bias.view(_CHANNELS)).to(input.dtype), mean, unbiased
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        input, weight, mean, scale, total = ctx.saved_tensors
+        gradient = gradient.float()
+        normalised = (input.float() - mean.view(_CHANNELS)) * scale.view(_CHANNELS)
+        own = torch.stack([gradient.sum(_PIXELS), (gradient * normalised).sum(_PIXELS)])
+        to_input = gradient
+        everyones = _sum(own if ctx.counts else torch.zeros_like(own)) / total
+        if ctx.counts:  # else neither mean nor variance depends on this input
+            of_mean, of_variance = (one.view(_CHANNELS) for one in everyones)
+            to_input = gradient - of_mean - normalised * of_variance
+        to_input = to_input * (weight * scale).view(_CHANNELS)
+        return to_input.to(input.dtype), own[1], own[0], None, None
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(one, function) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_tensors(one, function) for one in value)
+    return value
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, parts: Parts) -> Tensor:
@@ -339,17 +401,6 @@ class _Gather(torch.autograd.Function):
         return _sum(gradient)[ctx.parts.own], None
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return _sum(tensor)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _sum(gradient)
-
-
 def _sum(tensor: Tensor) -> Tensor:
     total = tensor.clone(memory_format=torch.contiguous_format)
     with _reaching_the_others():
@@ -361,7 +412,10 @@ def _sum(tensor: Tensor) -> Tensor:
 def _reaching_the_others() -> Iterator[None]:
     try:
         yield
+    except _OF_THIS_PROCESS:
+        raise
     except RuntimeError as error:  # of whichever of torch's kinds
         raise NoisycleanError(
-            "another process of this training has ended, or cannot be reached; repeat the same command to go on"
+            "another process of this training has ended, or cannot be reached; repeat the same command to go on "
+            f"({str(error).strip().splitlines()[0]})"
         ) from error

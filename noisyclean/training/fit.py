@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -67,8 +66,9 @@ def fit(
 
     An interrupted fit goes on from its last epoch when it is called again with the same arguments.
 
-    In processes that ``torchrun`` has started, which must all call it alike, they train together, and what comes of it
-    is the same but for rounding, however many they are. The first writes RUN.
+    In processes that ``torchrun`` has started, which must all call it alike, they train together. Where the corpus is
+    kept in memory and pictures are not shifted, what comes of it is the same but for rounding, however many they are;
+    else the order of the pairs, or their shifts, are others. The first writes RUN.
 
     Args:
         shards: the corpus; see :func:`noisyclean.corpus.locate.find_shards`.
@@ -107,14 +107,12 @@ class _Plan:
     Attributes:
         name: of the recipe, or the path it was read from.
         checkpoint: where the training leaves its state.
-        state: what is there already.
     """
 
     index: CorpusIndex
     recipe: Recipe
     name: str
     checkpoint: Checkpoint
-    state: dict[str, Any] | None
 
 
 def _plan(
@@ -157,14 +155,14 @@ def _plan(
         progress.say(f"{out} is already fitted with this recipe to these shards")
         return record
     checkpoint = Checkpoint(out, key=f"{corpus} {chosen.model_dump_json()}")
-    state = checkpoint.load()  # what is there may be of another recipe: said before the corpus is decoded
+    checkpoint.check()  # what is there may be of another recipe: said before the corpus is decoded
     if not (out / METRICS_FILE).is_file() and (out / RECIPE_FILE).is_file():
         raise UsageError(f"{out}: holds a {RECIPE_FILE} that no fit wrote; give another folder with -o")
     out.mkdir(parents=True, exist_ok=True)
     (out / METRICS_FILE).touch()  # first: it tells that a recipe is of a fit
     with replacing(out / RECIPE_FILE) as temporary:
         temporary.write_text(chosen.to_yaml(), encoding="utf-8")
-    return _Plan(index, chosen, name, checkpoint, state)
+    return _Plan(index, chosen, name, checkpoint)
 
 
 def _finish(
@@ -205,10 +203,8 @@ def choose_recipe(pairs: int, device: torch.device) -> tuple[str, str]:
 def _train(crossfit: CrossFit, out: Path, plan: _Plan) -> None:
     """Run all epochs, going on from the state that the checkpoint held, if there is one."""
     epochs, world = crossfit.recipe.optimiser.epochs, crossfit.world
-    first = 0
-    if plan.state is not None:
-        first = plan.state["epoch"] + 1
-        crossfit.load_state_dict(plan.state)
+    first = _resume(crossfit, plan.checkpoint)
+    if first:
         crossfit.progress.say(f"going on after epoch {first} of {epochs}")
     metrics = out / METRICS_FILE
     world.once(partial(_forget_from, first, metrics))
@@ -222,6 +218,16 @@ def _train(crossfit: CrossFit, out: Path, plan: _Plan) -> None:
                 for k, row in enumerate(figures):
                     log.write(epoch, k, row)
             world.once(partial(plan.checkpoint.save, {"epoch": epoch, **crossfit.state_dict()}))
+
+
+def _resume(crossfit: CrossFit, checkpoint: Checkpoint) -> int:
+    """Bring back the state that the checkpoint holds, if there is one; returns how many epochs are done."""
+    world = crossfit.world
+    state = world.spread(checkpoint.load() if world.rank == 0 else None)
+    if state is None:
+        return 0
+    crossfit.load_state_dict(state)
+    return int(state["epoch"]) + 1
 
 
 def open_source(
@@ -248,7 +254,8 @@ def open_source(
         return EmbeddedPairs(SharedStream(stream, world), encoder.base, out, progress=progress, world=world)
     context = encoder.preprocessor.tokens([""]).shape[1]
     here = world.local_size / world.size
-    fits = fits_in_memory(index, encoder.image_size, context, share=here)
+    # Of every machine that has a part of it: all must take the same way.
+    fits = all(world.everyone(fits_in_memory(index, encoder.image_size, context, share=here)))
     if data.cache == "memory" or (data.cache == "auto" and fits):
         return SharedMemory(stream, world, progress=progress)
     return SharedStream(stream, world)

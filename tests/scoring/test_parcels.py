@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from noisyclean.scoring.engines.parcels import parcel_size
+from noisyclean.scoring.engines.parcels import Waiting, parcel_size
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,19 @@ def test_all_are_handed_out_in_parcels_that_shrink() -> None:
         waiting -= sizes[-1]
     assert sum(sizes) == 100_000
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_shard_that_ends_whoever_has_it_is_soon_alone() -> None:
+    waiting = Waiting(dict.fromkeys(map(str, range(1000)), "state"), crew=4, workers=8)
+    done: list[str] = []
+    alone = lost = 0
+    while waiting and alone < 3:
+        parcel = waiting.take()
+        if "777" in parcel:
+            lost += 1
+            alone = waiting.give_back(parcel)
+        else:
+            done += parcel
+    assert sorted(done) == sorted(set(map(str, range(1000))) - {"777"})
+    assert alone == 3
+    assert lost < 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ def cluster() -> Iterator[Any]:
         patch.setenv("RAY_AUTH_MODE", "token")  # else the cluster would take orders from whoever reaches this machine
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
         from ray.cluster_utils import Cluster
 
         small = {"object_store_memory": 150 * 2**20}
@@ -138,7 +140,12 @@ def test_all_that_is_written_is_as_from_one_machine(score: Callable[..., Any], h
     assert contents(tmp_path / "saved-ray") == contents(tmp_path / "saved-local")
 
 
-def test_a_node_is_lost(score: Callable[..., Any], cluster: Any, local: Path, tmp_path: Path) -> None:
+def test_a_node_is_lost(
+    score: Callable[..., Any], cluster: Any, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scoring.failing_models import Slow
+
+    monkeypatch.setattr("noisyclean.scoring.engines.ray._Models", Slow)  # none is through when the first word comes
     (node, *_) = cluster.worker_nodes
     listener = At(lambda: cluster.remove_node(node, allow_graceful=False))
     try:
@@ -147,6 +154,31 @@ def test_a_node_is_lost(score: Callable[..., Any], cluster: Any, local: Path, tm
         cluster.add_node(num_cpus=1, object_store_memory=150 * 2**20)
     assert [one for one in listener.said if one.startswith("models on the Ray cluster were lost")]
     assert contents(tmp_path / "out") == contents(local)
+
+
+def test_models_are_lost_while_idle_or_fall_ill(
+    score: Callable[..., Any], home: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scoring.failing_models import Forgetful
+
+    monkeypatch.setattr("noisyclean.scoring.engines.ray._Models", Forgetful)
+    listener = Listener()
+    score(out=tmp_path / "out", progress=listener)
+    assert [one for one in listener.said if "(RuntimeError on node" in one and "uncorrectable ECC error" in one]
+    (tmp_path / "out" / "ill").unlink()
+    assert contents(tmp_path / "out") == contents(local)
+
+
+def test_a_shard_that_always_ends_its_models_is_named(
+    score: Callable[..., Any], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scoring.failing_models import DEADLY, Mortal
+
+    monkeypatch.setattr("noisyclean.scoring.engines.ray._Models", Mortal)
+    shards = [home / "shards" / f"0000{number}.tar" for number in range(1, 7)]
+    with pytest.raises(NoisycleanError, match=rf"{DEADLY}\.tar: the models that score it are lost, 3 times in a row"):
+        score(shards=shards, out=tmp_path / "out")
+    assert sorted(parts(tmp_path / "out")) == [f"{one.stem}.parquet" for one in shards if one.stem != DEADLY]
 
 
 @pytest.mark.parametrize("first", ["local", "ray"])

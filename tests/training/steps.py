@@ -1,8 +1,8 @@
 """Trains models step by step and writes down each step: the script that tests start with torchrun, or alone.
 
 ``steps.py PLAN OUT``: PLAN is JSON, name → [shards, [override, …]]. Training is as ``fit`` does it, but in float64, and
-without clipping, which would hide how long a gradient is. OUT/NAME.pt has the pairs and the loss of every step, and the
-gradients of the last two.
+without clipping, which would hide how long a gradient is. OUT/NAME.pt has the loss of every step, how many pairs each
+step of the last epoch had, and the gradients of the last two.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def train(shards: str, overrides: list[str], world: World) -> dict[str, object]:
     trainer.optimiser.register_step_pre_hook(keep)
     weights = torch.linspace(0, 1, len(index))
     for epoch in range(recipe.optimiser.epochs):
+        pairs.clear()
         trainer.train_epoch(source, rows, weights, epoch=epoch, seed=epoch, on_step=on_step)
     return {"pairs": pairs, "losses": losses, "gradients": list(gradients)}
 

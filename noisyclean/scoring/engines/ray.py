@@ -15,7 +15,6 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,13 +23,13 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from noisyclean.corpus.locate import Shard, is_address
+from noisyclean.corpus.locate import Shard, is_address, without_secrets
 from noisyclean.corpus.parallel import LIVES, default_workers
 from noisyclean.device import choose_device
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.manifest.splitting import read_out
 from noisyclean.progress import Progress
-from noisyclean.scoring.engines.parcels import parcel_size
+from noisyclean.scoring.engines.parcels import Waiting
 from noisyclean.scoring.engines.work import Done, Place, Work, score_shards
 
 _PATIENCE = 30.0
@@ -100,20 +99,21 @@ class RayEngine:
         """Score the shards, each given with its state.
 
         Raises:
-            NoisycleanError: models were lost again and again, and no shard finished meanwhile; or as on one machine.
+            NoisycleanError: models were lost again and again, by one shard or with none finished meanwhile; or as on
+                one machine.
         """
         # The models' working directories are Ray's.
         saving = None if work.saving is None else replace(work.saving, directory=work.saving.directory.absolute())
         shared = ray.put(replace(work, out=work.out.absolute(), saving=saving))
-        waiting = {shard.name: (_absolute(shard), state) for shard, state in shards.items()}
         crew = [seat.take() for seat in self._seats[: len(shards)]]
+        named = {shard.name: (_absolute(shard), state) for shard, state in shards.items()}
         try:
-            yield from self._supervise(crew, shared, waiting)
+            yield from self._supervise(crew, shared, Waiting(named, len(crew), self._workers))
         finally:
             for models in crew:
                 ray.kill(models)
 
-    def _supervise(self, crew: list[Any], work: Any, waiting: _Parcel) -> Iterator[Done]:
+    def _supervise(self, crew: list[Any], work: Any, waiting: Waiting[tuple[Shard, str]]) -> Iterator[Done]:
         """Keep the models supplied until all is done; what those had that are lost goes to others.
 
         Args:
@@ -125,11 +125,9 @@ class RayEngine:
         samples, lives = 0, LIVES * len(crew)
         while waiting or working:
             while waiting and idle:
-                models = idle.pop()
-                size = parcel_size(len(waiting), len(crew), self._workers)
-                parcel = {name: waiting.pop(name) for name in list(islice(waiting, size))}
+                models, parcel = idle.pop(), waiting.take()
                 under_way = models.score.options(num_returns="streaming", max_task_retries=0).remote(
-                    dict(parcel.values())
+                    [work], dict(parcel.values())
                 )
                 working[under_way] = _Assignment(models, parcel)
             heard, _ = ray.wait([*loading, *working], num_returns=1, timeout=_PATIENCE)
@@ -147,19 +145,29 @@ class RayEngine:
                 done = ray.get(next(one))
             except StopIteration:
                 idle.append(working.pop(one).models)
-            except RayTaskError as error:
-                raise error.cause from error
             except RayError as error:
+                lost = _Assignment(loading.pop(one), {}) if one in loading else working.pop(one)
+                why = str(error).strip().splitlines()[-1][:200]
+                if isinstance(error, RayTaskError):
+                    if not isinstance(error.cause, _FailedModelsError):
+                        raise error.cause from error
+                    why = str(error.cause)
+                    ray.kill(lost.models, no_restart=False)
                 lives -= 1
+                if waiting.give_back(lost.left) == LIVES:
+                    ((shard, _),) = lost.left.values()
+                    raise NoisycleanError(
+                        f"{without_secrets(shard.path)}: the models that score it are lost, {LIVES} times in a row "
+                        f"({why}); if memory is short, use fewer workers, and repeat the command"
+                    ) from error
                 if not lives:
                     raise NoisycleanError(
-                        f"models on the Ray cluster were lost {LIVES * len(crew)} times in a row "
-                        f"({str(error).strip().splitlines()[-1][:200]}); if memory is short, use fewer workers, and "
-                        "repeat the command"
+                        f"models on the Ray cluster were lost {LIVES * len(crew)} times in a row ({why}); if memory is "
+                        "short, use fewer workers, and repeat the command"
                     ) from error
-                lost = _Assignment(loading.pop(one), {}) if one in loading else working.pop(one)
-                waiting.update(lost.left)  # behind the others: it may have been one of these shards
-                self._progress.say(f"models on the Ray cluster were lost; shards that wait again: {len(lost.left)}")
+                self._progress.say(
+                    f"models on the Ray cluster were lost ({why}); shards that wait again: {len(lost.left)}"
+                )
                 loading[lost.models.load.remote(work)] = lost.models  # when they are there again
             else:
                 lives = LIVES * len(crew)
@@ -207,11 +215,16 @@ class _Seat:
         )
 
 
+class _FailedModelsError(Exception):
+    """Models cannot go on where they are, as on a GPU that is broken or full; another process may."""
+
+
 class _Models:
     """The models with their banks, in a process on some node."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        self._work: Work | None = None
 
     def load(self, work: Work) -> None:
         """Bring the models to their device."""
@@ -224,17 +237,36 @@ class _Models:
                 f"{work.out}: node {platform.node()} does not see this folder as this machine does; with --engine ray, "
                 "it and the shards must lie where every node of the cluster reaches them"
             )
+        with _failures_named():
+            self._scorer = work.scorer(self._place.device)
         self._work = work
-        self._scorer = work.scorer(self._place.device)
 
-    def score(self, shards: Mapping[Shard, str]) -> Iterator[Done]:
-        """Score the shards, each given with its state; yields when some are done."""
-        try:
+    def score(self, work: list[Any], shards: Mapping[Shard, str]) -> Iterator[Done]:
+        """Score the shards, each given with its state; yields when some are done.
+
+        Args:
+            work: alone in a list, which keeps Ray from fetching it: a process that was lost while it had nothing to do
+                has been replaced unnoticed, and loads it now.
+        """
+        if self._work is None:
+            self.load(ray.get(work[0]))
+        assert self._work is not None
+        with _failures_named():
             for done in score_shards(self._work, self._scorer, self._place, shards):
                 if done.shards:
                     yield done
-        except NoisycleanError as error:
-            raise type(error)(f"{error} (on node {platform.node()})") from error
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """Errors say on which node they were raised."""
+    try:
+        yield
+    except NoisycleanError as error:
+        raise type(error)(f"{error} (on node {platform.node()})") from error
+    except (RuntimeError, OSError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise _FailedModelsError(f"{type(error).__name__} on node {platform.node()}: {first[:200]}") from error
 
 
 def _choose_device(name: str | None, nodes: list[dict[str, Any]]) -> torch.device:
