@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,14 @@ from noisyclean.corpus.source import StreamSource
 from noisyclean.encoders import DualEncoder, create_encoder
 from noisyclean.scoring.folds import FoldMap, assign_folds
 from noisyclean.scoring.reference import ReferenceModel, build_bank
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where there is a process for every core, each takes one, and so do those it starts."""
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("noisyclean", deadline=None)
