@@ -146,10 +146,7 @@ class World:
         """The parts of a batch of which this process has ``count`` pairs."""
         if self.size == 1:
             return Parts((count,), 0)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with _reaching_the_others():
-            dist.all_gather(sizes, torch.tensor([count]))
-        return Parts(tuple(int(one) for one in sizes), self.rank)
+        return Parts(tuple(map(int, _everyones(torch.tensor([count])))), self.rank)
 
     def gather(self, own: Tensor, parts: Parts) -> Tensor:
         """Rows of a batch from every process, in their order: ``[b, …]`` each → ``[B, …]``; differentiable."""
@@ -343,12 +340,7 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, counts: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         values = input.float()
-        counted = values if counts else values[:0]
-        # Twice around, as a difference of large sums would lose the variance in rounding.
-        sums = _sum(torch.cat([counted.sum(_PIXELS), values.new_tensor([counted.numel() // values.shape[1]])]))
-        total = sums[-1]
-        mean = sums[:-1] / total
-        variance = _sum((counted - mean.view(_CHANNELS)).square().sum(_PIXELS)) / total
+        total, mean, variance = _moments(values if counts else values[:0])
         scale = (variance + eps).rsqrt()
         ctx.counts = counts
         ctx.save_for_backward(input, weight, mean, scale, total)
@@ -383,6 +375,19 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def _moments(own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of what all processes have, (n, C, …) each: the numbers of a channel, their mean and their variance, (C,) each."""
+    size = own.numel() // own.shape[1]
+    mean = own.sum(_PIXELS) / max(size, 1)
+    # About means of their own, so that a difference of large sums does not lose them in rounding.
+    squares = (own - mean.view(_CHANNELS)).square().sum(_PIXELS)
+    everyones = _everyones(torch.stack([torch.full_like(mean, size), mean, squares]))
+    sizes, means, squares = torch.stack(everyones, dim=1)
+    total = sizes.sum(0)
+    mean = (sizes * means).sum(0) / total
+    return total, mean, (squares + sizes * (means - mean).square()).sum(0) / total
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, parts: Parts) -> Tensor:
@@ -390,15 +395,19 @@ class _Gather(torch.autograd.Function):
         longest = max(parts.sizes)
         padded = own.new_zeros((longest, *own.shape[1:]))
         padded[: len(own)] = own
-        everyone = [torch.empty_like(padded) for _ in parts.sizes]
-        with _reaching_the_others():
-            dist.all_gather(everyone, padded)
-        return torch.cat([one[:size] for one, size in zip(everyone, parts.sizes, strict=True)])
+        return torch.cat([one[:size] for one, size in zip(_everyones(padded), parts.sizes, strict=True)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _sum(gradient)[ctx.parts.own], None
+
+
+def _everyones(own: Tensor) -> list[Tensor]:
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    with _reaching_the_others():
+        dist.all_gather(found, own)
+    return found
 
 
 def _sum(tensor: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ STEPS = Path(__file__).with_name("steps.py")
 SMALL = ["optimiser.batch_size=24", "optimiser.epochs=2", "objective.warmup_epochs=1"]
 PICO = ["encoder.name=pico", *SMALL]
 SREM = {
-    "curve": ["optimiser.epochs=25"],
-    "vit": ["encoder.name=pico-vit"],
+    "default": [],
+    "curve": ["encoder.name=pico-vit", "optimiser.epochs=25"],
     "agreement": ["objective.agreement=or", "objective.entropy_weighting=cross", "objective.complementary_bias=0.5"],
     "energy": ["objective.threshold=energy_bank", "objective.entropy_weighting=swapped"],
     "transition": ["objective.complementary=transition", "objective.complementary_bias=0.5"],
