@@ -376,7 +376,7 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _moments(own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of what all processes have, (n, C, …) each: the numbers of a channel, their mean and their variance, (C,) each."""
+    """Of what all processes have, (n, C, …) each: the count of a channel, its mean and its variance, (C,) each."""
     size = own.numel() // own.shape[1]
     mean = own.sum(_PIXELS) / max(size, 1)
     # About means of their own, so that a difference of large sums does not lose them in rounding.
