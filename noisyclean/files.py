@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -26,13 +26,18 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from _typeshed import DataclassInstance
 
+    from noisyclean.corpus.remote import ObjectState
+
 Record = TypeVar("Record", bound="DataclassInstance")
 _PREFIX = "noisyclean."
 _TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
-"""The names that :func:`replacing` gives; in them, the process."""
+"""The names of temporary files; in them, the process."""
 _ONE_SLASH = re.compile(r"^([a-z0-9]{2,}):/(?!/)")
 """Of an address that has been a pathlib path, which makes one slash of two."""
-_NOT_WRITTEN_TO = ("http://", "https://", "hf://")
+_LOCAL = re.compile(r"^(?:file|local):/*(?=/)")
+"""What makes an address of a path of this machine."""
+_STORES = ("s3://", "s3a://", "gs://", "gcs://")
+"""Where an object is put whole, in place of what was there, and needs no folder to lie in."""
 _REPEATING = frozenset({"shard", "split", "reason", "fault", "kind"})
 """Columns in which few values repeat. A dictionary of any other column costs twice the time and saves no space."""
 
@@ -41,20 +46,22 @@ def place(path: Path | str) -> Path:
     """The folder that the user names, which may be the address of one in a store that can be written to.
 
     Raises:
-        UsageError: the address is of no such store, or there is a secret in it.
+        UsageError: the address is of no such store, or there is a secret in it, or a sign of a glob.
         NoisycleanError: the store cannot be reached, or may not be read.
     """
-    address = _address(path)
-    if address is None:
-        return Path(path)
+    address = _path_or_address(path)
+    if isinstance(address, Path):
+        return address
     from upath import UPath
 
     from noisyclean.corpus.remote import persist
 
     if without_secrets(address) != address:
         raise UsageError(f"{without_secrets(address)}: leave the secret out; the store's library takes it elsewhere")
-    if address.startswith(_NOT_WRITTEN_TO):
+    if not address.startswith(_STORES):
         raise UsageError(f"{address}: cannot be written to; give an address in a bucket, or a local folder and copy it")
+    if any(sign in address for sign in "*?["):
+        raise UsageError(f"{address}: a place in a store has no *, ? or [ in its name; give another")
 
     def reach() -> Path:
         found = UPath(address, use_listings_cache=False)
@@ -71,9 +78,10 @@ def local_place(path: Path | str) -> Path:
     Raises:
         UsageError: it is an address.
     """
-    if (address := _address(path)) is not None:
-        raise UsageError(f"{without_secrets(address)}: a local path is needed here; copy from there, or to there after")
-    return Path(path)
+    found = _path_or_address(path)
+    if isinstance(found, str):
+        raise UsageError(f"{without_secrets(found)}: a local path is needed here; copy from there, or to there after")
+    return found
 
 
 def is_remote(path: Path) -> bool:
@@ -87,20 +95,39 @@ def is_file(path: Path) -> bool:
     Raises:
         NoisycleanError: its store cannot say; ``path.is_file()`` would be False.
     """
-    if not is_remote(path):
-        return path.is_file()
+    return path.is_file() if not is_remote(path) else state_in_store(path) is not None
+
+
+def state_in_store(path: Path) -> ObjectState | None:
+    """What its store says of a file; None: there is no such file.
+
+    Raises:
+        NoisycleanError: the store cannot say.
+    """
     from noisyclean.corpus.remote import MissingObjectError, look_up
 
     try:
-        look_up(str(path))
+        return look_up(str(path))
     except MissingObjectError:
-        return False
-    return True
+        return None
 
 
-def _address(path: Path | str) -> str | None:
-    text = _ONE_SLASH.sub(r"\1://", str(path))
-    return text if is_address(text) else None
+def _path_or_address(path: Path | str) -> Path | str:
+    text = _ONE_SLASH.sub(r"\1://", _LOCAL.sub("", str(path)))
+    return text if is_address(text) else Path(text)
+
+
+def parquet_files(folder: Path) -> list[str]:
+    """The Parquet files in a folder and those below, by their paths in it, in no order; none where there is no folder.
+
+    Raises:
+        NoisycleanError: its store cannot say; ``folder.rglob`` would not find them all.
+    """
+    if not is_remote(folder):
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
+    from noisyclean.corpus.remote import list_under
+
+    return [name for name in list_under(str(folder)) if name.endswith(".parquet")]
 
 
 @contextmanager
@@ -112,22 +139,33 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         NoisycleanError: there is no room for it, or the store does not take it.
     """
-    if is_remote(path):
-        from noisyclean.corpus.remote import put_remote
+    remote = is_remote(path)
+    try:
+        with _uploading(path) if remote else _renaming(path) as temporary:
+            yield temporary
+    except Exception as error:
+        if (full := _no_room(error)) is None:
+            raise
+        room = f"room in {tempfile.gettempdir()}" if remote else "room"
+        raise NoisycleanError(f"{path}: cannot be written ({full}); make {room}, and repeat the command") from error
 
-        with tempfile.TemporaryDirectory(prefix="noisyclean-") as folder:
-            yield Path(folder) / path.name
-            put_remote(Path(folder) / path.name, str(path))
-        return
+
+@contextmanager
+def _uploading(path: Path) -> Iterator[Path]:
+    from noisyclean.corpus.remote import put_remote
+
+    with tempfile.TemporaryDirectory(prefix="noisyclean-") as folder:
+        yield Path(folder) / path.name
+        put_remote(Path(folder) / path.name, str(path))
+
+
+@contextmanager
+def _renaming(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.replace(path)
-    except Exception as error:
-        if (full := _no_room(error)) is None:
-            raise
-        raise NoisycleanError(f"{path}: cannot be written ({full}); make room, and repeat the command") from error
     finally:
         with suppress(OSError):  # as where the folder is gone: that is not what went wrong
             temporary.unlink(missing_ok=True)
@@ -166,13 +204,14 @@ def rebuilding(path: Path, mark: Path) -> Iterator[Path]:
     """Yield an empty folder to fill, which is put in place of the folder ``path`` if the block succeeds.
 
     Nothing can be renamed in a store: there the old folder is removed first, and the new one filled in its place. So
-    before that goes the file ``mark``, which says that the folder is whole; the caller writes it after the block.
+    before that goes the file ``mark``, which says that the folder is whole; the caller writes it after the block, once
+    :func:`refuse_mixture` has looked.
     """
     if is_remote(path):
-        from noisyclean.corpus.remote import remove_remote
+        from noisyclean.corpus.remote import remove_remote, remove_under
 
         remove_remote(str(mark))
-        remove_remote(str(path))
+        remove_under(str(path))
         yield path
         return
     building = path.with_name(f".{path.name}.tmp")
@@ -180,6 +219,23 @@ def rebuilding(path: Path, mark: Path) -> Iterator[Path]:
     building.mkdir(parents=True)
     yield building
     replace_folder(path, building)
+
+
+def refuse_mixture(path: Path, mark: Path, written: Mapping[str, int]) -> None:
+    """See that a folder that was rebuilt in a store holds what was written there and nothing else.
+
+    Args:
+        path, mark: as for :func:`rebuilding`; the mark, which another process may have written, goes if it is not so.
+        written: the bytes of each file, by its path in the folder.
+
+    Raises:
+        NoisycleanError: another process has rebuilt it meanwhile.
+    """
+    from noisyclean.corpus.remote import list_under, remove_remote
+
+    if list_under(str(path)) != written:
+        remove_remote(str(mark))
+        raise NoisycleanError(f"{path}: another process wrote there meanwhile; repeat the command")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -221,9 +277,12 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes had begun in ``folder`` and in the folders below; in a store they leave nothing."""
     if is_remote(folder):
         return
-    for path in folder.rglob(".*.tmp"):
+    for path in [*folder.rglob(".*.tmp")]:
         if is_leftover(path):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def is_running(process: int) -> bool:
@@ -245,13 +304,14 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write one of our tables, whose columns keep their meanings from file to file."""
+def write_parquet(path: Path, table: pa.Table) -> int:
+    """Write one of our tables, whose columns keep their meanings from file to file; returns how many bytes it takes."""
     import pyarrow.parquet as pq
 
     with replacing(path) as temporary:
         repeating = [name for name in table.column_names if name in _REPEATING]
         pq.write_table(table, temporary, compression="zstd", use_dictionary=repeating)
+        return temporary.stat().st_size
 
 
 @contextmanager

@@ -117,8 +117,9 @@ def _present(spec: str, paths: list[str]) -> list[str]:
     if len(missing) == len(paths):
         raise UsageError(f"{spec}: no such shards (the first would be {paths[0]}); check the path and the range")
     if missing:
+        # The pattern is not quoted: there may be a secret in another of its addresses.
         raise UsageError(
-            f"{missing[0]}: no such shard, nor {len(missing) - 1} more of the {len(paths)} that {spec} names; "
+            f"{missing[0]}: no such shard, nor {len(missing) - 1} more of the {len(paths)} that its pattern names; "
             "correct the range, or use a glob to take what is there"
         )
     return paths
@@ -189,7 +190,8 @@ def _expand_remote(spec: str) -> list[str]:
 def _names(paths: Sequence[str]) -> Iterable[tuple[str, str]]:
     """Each path with the shortest tail of it that no other path shares."""
     # Names are shown, and are file names: of an address, no more is in them than of its place.
-    parts = {path: _stem(without_secrets(split_query(path)[0])).replace("\\", "/").split("/") for path in paths}
+    places = {path: _SIGN_IN.sub("", split_query(path)[0]) if is_address(path) else path for path in paths}
+    parts = {path: _stem(place).replace("\\", "/").split("/") for path, place in places.items()}
     depth = dict.fromkeys(paths, 1)
     while True:
         names = {path: "/".join(parts[path][-depth[path] :]) for path in paths}

@@ -25,6 +25,7 @@ from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import get_protocol, glob_translate
 
 from noisyclean.corpus.locate import HIDDEN, without_secrets
+from noisyclean.corpus.parallel import map_in_threads
 from noisyclean.errors import NoisycleanError
 
 T = TypeVar("T")
@@ -32,7 +33,8 @@ T = TypeVar("T")
 BLOCK = 8 * 2**20
 """Bytes that are asked for at a time."""
 _KEPT = 2
-"""Blocks that are kept; one more may be under way, so that a stream holds at most three."""
+"""Blocks that are kept, as a read may lie across two. Another may be under way, and is there twice for a moment, in its
+pieces and whole: four at most. Of a web server without ranges there are more, as aiohttp reads ahead for itself."""
 _SMALLEST = 2**17
 """After a fault half as much is asked for, so that a line which breaks all the time gets on too; no less than this."""
 
@@ -73,13 +75,22 @@ class ObjectState:
 def open_remote(address: str, *, ahead: bool = True) -> IO[bytes]:
     """Open an object for reading from start to end, where a thread fetches ``ahead``, or else here and there.
 
-    What has been had is not asked for again after a fault, but where an HTTP server knows no ranges. Reading ends with
-    an error if the object is not the same at its end, or after a fault, as it was when opened.
+    What has been had is not asked for again after a fault, but where an HTTP server knows no ranges. After a fault the
+    object must be what it was when opened; :func:`refuse_changed` asks at the end of reading.
 
     Raises:
         NoisycleanError: it cannot be had; also on reading.
     """
     return cast("IO[bytes]", _RemoteStream(address, ahead))
+
+
+def refuse_changed(stream: IO[bytes]) -> None:
+    """Ask whether the object behind a stream of :func:`open_remote` is still the one that was opened.
+
+    Raises:
+        NoisycleanError: it is not, or the store does not say.
+    """
+    cast("_RemoteStream", stream).refuse_changed()
 
 
 def look_up(address: str) -> ObjectState:
@@ -98,7 +109,9 @@ def read_remote(address: str) -> bytes:
         NoisycleanError: it cannot be had.
     """
     with open_remote(address, ahead=False) as stream:
-        return stream.read()
+        data = stream.read()
+        refuse_changed(stream)
+    return data
 
 
 def put_remote(path: Path, address: str) -> None:
@@ -116,50 +129,87 @@ def put_remote(path: Path, address: str) -> None:
 
 
 def remove_remote(address: str) -> None:
-    """Remove all objects under an address, if there are any.
+    """Remove an object, if it is there.
 
     Raises:
-        NoisycleanError: they cannot be removed.
+        NoisycleanError: it cannot be removed.
     """
 
     def remove() -> None:
         filesystem, inner = _locate(address)
         with suppress(FileNotFoundError):
-            filesystem.rm(inner, recursive=True)
+            filesystem.rm_file(inner)  # not `rm`, which takes a name for a glob, and of many passes over what fails
 
     persist(remove, address)
+
+
+def remove_under(address: str) -> None:
+    """Remove all objects under an address, if there are any.
+
+    Raises:
+        NoisycleanError: they cannot be removed.
+    """
+    for _ in map_in_threads(remove_remote, [f"{address}/{name}" for name in list_under(address)]):
+        pass
+
+
+def list_under(address: str) -> dict[str, int]:
+    """The objects under an address in a bucket: what follows the address in their own, and the size in bytes.
+
+    Raises:
+        NoisycleanError: they cannot be listed.
+    """
+
+    def found() -> dict[str, int]:
+        filesystem, inner = _locate(address)
+        folder = f"{inner}/"
+        return {
+            name.removeprefix(folder): info["size"]
+            for name, info in filesystem.find(inner, detail=True).items()
+            if name.startswith(folder) and not name.endswith("/")  # stores also tell what else begins so
+        }
+
+    return persist(found, address)
 
 
 def list_remote(pattern: str) -> list[str]:
     """The addresses that match a glob pattern, ``**`` for any folders; of a web server, as far as its pages list them.
 
+    Not by fsspec's glob, which passes over folders that it fails to list, and the shards in them.
+
     Raises:
         NoisycleanError: they cannot be listed.
     """
-    if get_protocol(pattern) in _WEB:
-        return sorted(_walk_web(pattern))
+    filesystem, inner = persist(lambda: _locate(pattern), pattern)
+    is_web = get_protocol(pattern) in _WEB
+    fixed = re.split(r"[*[]" if is_web else r"[*?[]", inner, maxsplit=1)[0]
+    root = fixed[: fixed.rfind("/") + 1]
+    if "**" in inner and not is_web:
+        found = persist(lambda: filesystem.find(root), pattern)  # a request for a thousand objects
+    else:
+        found = _walk(filesystem, root, math.inf if "**" in inner else inner.count("/"))
+    matches = re.compile(glob_translate(inner)).match
+    return sorted(filesystem.unstrip_protocol(one) for one in found if matches(one))
 
-    def found() -> list[str]:
-        filesystem, inner = _locate(pattern)
-        return [filesystem.unstrip_protocol(one) for one in filesystem.glob(inner)]
 
-    return sorted(persist(found, pattern))
-
-
-def _walk_web(pattern: str) -> Iterator[str]:
-    """Not by fsspec's own walk, which passes over pages that it fails to read, and the shards that they list."""
-    filesystem, _ = persist(lambda: _locate(pattern), pattern)
-    fixed = re.split(r"[*[]", pattern, maxsplit=1)[0]
-    depth = math.inf if "**" in pattern else pattern.count("/")
-    matches = re.compile(glob_translate(pattern)).match
-    folders = [fixed[: fixed.rindex("/") + 1]]
+def _walk(filesystem: Any, root: str, depth: float) -> Iterator[str]:
+    """The files below a folder, but no deeper than so many slashes; none where there is no such folder."""
+    folders = [root]
     for folder in folders:
-        for one in persist(partial(filesystem.ls, folder, detail=False), folder):
-            if not one.endswith("/"):
-                if matches(one):
-                    yield one
-            elif one.count("/") <= depth and one not in folders and not one.endswith("/./"):
-                folders.append(one)
+        try:
+            listed = persist(partial(filesystem.ls, folder, detail=True), filesystem.unstrip_protocol(folder))
+        except MissingObjectError:
+            if folder == root:
+                return
+            raise
+        for one in listed:
+            name = one["name"]
+            if one["type"] != "directory":
+                yield name
+                continue
+            name = f"{name.rstrip('/')}/"
+            if name.count("/") <= depth and name not in folders and not name.endswith("/./"):
+                folders.append(name)
 
 
 def persist(action: Callable[[], T], address: str, stop: threading.Event | None = None) -> T:
@@ -215,13 +265,12 @@ class _RemoteStream(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has n
     def _fetch_range(self, start: int, end: int) -> bytes:
         """The bytes from ``start`` to ``end``, or to the end of the object, asked for until all are there."""
         end = min(end, self.size)
-        data = bytearray()
+        parts: list[bytes] = []
         with self._asking:
-            while start + len(data) < end:
-                data += self._persist(partial(self._ask, start + len(data), end))
-            if end == self.size:
-                self._persist(self._check_unchanged)
-        return bytes(data)
+            while start < end:
+                parts.append(self._persist(partial(self._ask, start, end)))
+                start += len(parts[-1])
+        return b"".join(parts)  # where it is one, as most often, that itself
 
     def _persist(self, action: Callable[[], T]) -> T:
         return persist(action, self._address, self._closing)
@@ -230,7 +279,7 @@ class _RemoteStream(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has n
         """Some bytes from ``start`` on, one at least, as one request gives them."""
         try:
             if self._file is None:
-                self._check_unchanged()
+                self._compare()
                 self._file = self._open()
             self._go_to(start)
             data = cast("bytes", self._file.read(min(end - start, self._at_once)))
@@ -261,7 +310,10 @@ class _RemoteStream(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has n
             if not self._file.read(min(start - at, BLOCK)):
                 raise ConnectionError("ended early")
 
-    def _check_unchanged(self) -> None:
+    def refuse_changed(self) -> None:
+        self._persist(self._compare)
+
+    def _compare(self) -> None:
         if _state(self.fs, self.path) != self._state:
             raise NoisycleanError(f"{without_secrets(self._address)}: {_CHANGED}")
 
@@ -285,15 +337,17 @@ def _locate(address: str) -> tuple[Any, str]:
     if protocol in _WEB:
         import aiohttp
 
-        given = config.conf.get(protocol, {}).get("client_kwargs", {})
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)
-        options["client_kwargs"] = {"timeout": timeout, **given}
+        options["client_kwargs"] = {"timeout": timeout}
+        for one in _WEB:  # as fsspec does, which takes what is configured for either
+            options["client_kwargs"] |= config.conf.get(one, {}).get("client_kwargs", {})
     filesystem, path = url_to_fs(address, **options)
     return filesystem, path
 
 
 def _state(filesystem: Any, path: str) -> ObjectState:
-    info = filesystem.info(path)
+    # The library for hf:// answers from what it has listed before, and tells a version only where it is asked for more.
+    info = filesystem.info(path, **({"refresh": True, "expand_info": True} if filesystem.protocol == "hf" else {}))
     if info["type"] != "file":
         raise FileNotFoundError
     if info["size"] is None:

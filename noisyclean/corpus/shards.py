@@ -180,7 +180,7 @@ class ShardReader:
     after the samples before the damage, and ``damage`` says what was met.
 
     Raises:
-        NoisycleanError: on iteration, when the shard cannot be opened at all.
+        NoisycleanError: on iteration, when the shard cannot be opened at all, or a remote one changes meanwhile.
     """
 
     def __init__(self, shard: Shard) -> None:
@@ -234,6 +234,10 @@ class ShardReader:
                 self.damage = f"damaged tar: {str(error) or type(error).__name__}"
             except OSError as error:
                 raise NoisycleanError(f"{self.shard}: reading failed ({error}); repeat the command") from error
+            if is_address(self.shard.path):  # what looks like damage may be the rest of another object
+                from noisyclean.corpus.remote import refuse_changed
+
+                refuse_changed(stream)
 
 
 def open_tar(stream: IO[bytes], *, seek: bool = False) -> tarfile.TarFile:

@@ -67,7 +67,9 @@ def _earlier_truth(shards: Sequence[Shard]) -> pd.DataFrame:
     folders: dict[tuple[str, str], None] = {}  # (folder, what this run puts before the names it knows)
     for shard in shards:
         # A shard named "en/00000" may be the 00000 of a corpus in en/, or the en/00000 of one further up.
-        place = split_query(shard.path)[0] if is_address(shard.path) else shard.path
+        place, query = split_query(shard.path) if is_address(shard.path) else (shard.path, "")
+        if query:
+            continue  # signed for the shard alone: nothing beside it may be asked for
         for known in (posixpath.basename(shard.name), shard.name):
             folder = place.replace("\\", "/").rpartition(f"{known}.")[0]
             folders[folder, shard.name.removesuffix(known)] = None

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from noisyclean.corpus.locate import Shard, is_address
 from noisyclean.errors import UsageError
-from noisyclean.files import open_parquet, read_record, with_record, write_parquet
+from noisyclean.files import open_parquet, parquet_files, read_record, with_record, write_parquet
 from noisyclean.manifest.schema import PART_SCHEMA, SCHEMA_VERSION
 
 SCORES = "scores"
@@ -46,8 +46,7 @@ def part_path(out: Path, shard: str) -> Path:
 
 def list_parts(out: Path) -> list[str]:
     """The shards that have a part in OUT, sorted."""
-    root = out / SCORES
-    return sorted(path.relative_to(root).as_posix().removesuffix(".parquet") for path in root.rglob("*.parquet"))
+    return sorted(name.removesuffix(".parquet") for name in parquet_files(out / SCORES))
 
 
 def write_part(out: Path, shard: str, table: pa.Table, info: PartInfo) -> None:
@@ -69,7 +68,8 @@ def read_part_info(out: Path, shard: str) -> PartInfo:
     """What a part says of itself.
 
     Raises:
-        UsageError: the part is broken or of another version of the schema.
+        UsageError: the part is broken or of another version of the schema, or there is none.
+        MissingObjectError: there is none in a store.
     """
     with _open(part_path(out, shard)) as (_, info):
         return info

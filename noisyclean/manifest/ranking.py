@@ -6,6 +6,7 @@ order. DuckDB keeps four numbers a pair, sorts them, and takes to the disk what 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -32,13 +33,15 @@ class PairTable:
     """What is needed of each readable pair to rank the corpus and draw its split. A context manager."""
 
     def __init__(self, rule: SplitRule, scratch: Path | None = None) -> None:
-        """``scratch``: a folder in which temporary files may be made; None: the system's."""
+        """``scratch``: where temporary files may be, which ``remove_leftovers`` knows; None: the system's folder."""
         import duckdb
 
         self._rule = rule
         # What is kept by another order than the rank's needs that column too.
         self._by = rule.by if rule.keep is not None and rule.by not in _AS_THE_RANK else None
-        self._scratch = tempfile.TemporaryDirectory(prefix=".sorting-", dir=scratch, ignore_cleanup_errors=True)
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix=".sorting-", suffix=f".{os.getpid()}.tmp", dir=scratch, ignore_cleanup_errors=True
+        )
         self._db = duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": self._scratch.name})
         self._db.execute("set enable_progress_bar = false")  # it would write to stdout
         self._db.execute("create table pairs (id bigint, p float, score float, entropy float, other float)")

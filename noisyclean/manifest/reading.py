@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from noisyclean.errors import UsageError
-from noisyclean.files import is_file, is_remote, open_parquet, place, read_bytes
+from noisyclean.corpus.remote import MissingObjectError
+from noisyclean.errors import NoisycleanError, UsageError
+from noisyclean.files import is_remote, open_parquet, parquet_files, place, read_bytes, state_in_store
 from noisyclean.manifest.schema import MANIFEST_SCHEMA, SPLITS
 from noisyclean.manifest.splitting import DEFAULT_OUT, MANIFEST, SUMMARY_FILE, Summary
 
@@ -45,14 +46,18 @@ class Manifest:
 
     >>> Manifest("noisyclean-out").pairs("clean")["key"]
 
+    In a store, where a manifest is replaced file by file, all that is read is of the one that was opened.
+
     Raises:
         UsageError: there is no manifest in the folder.
+        NoisycleanError: on reading, that it was replaced since.
     """
 
     def __init__(self, out: Path | str = DEFAULT_OUT) -> None:
         self.out = place(out)
-        # In a store the manifest is replaced file by file, and the summary comes last.
-        is_whole = is_file(self.out / SUMMARY_FILE) if is_remote(self.out) else (self.out / MANIFEST).is_dir()
+        # In a store the manifest is replaced file by file: the summary goes first, and comes last.
+        self._state = state_in_store(self.out / SUMMARY_FILE) if is_remote(self.out) else None
+        is_whole = self._state is not None if is_remote(self.out) else (self.out / MANIFEST).is_dir()
         if not is_whole:
             raise UsageError(
                 f"{self.out}: no manifest in it; `noisyclean split {self.out}` makes one of scores, "
@@ -69,6 +74,7 @@ class Manifest:
         path = self.out / SUMMARY_FILE
         try:
             values = json.loads(read_bytes(path), parse_constant=_refuse_constant)
+            self._refuse_replaced()
             return TypeAdapter(Summary).validate_python(values)
         except (OSError, ValueError) as error:
             raise UsageError(
@@ -98,12 +104,16 @@ class Manifest:
             UsageError: there is no such split.
         """
         found = []
+        self._refuse_replaced()  # before too: no whole split takes less time than a list, but the end of one may
         for name in splits or SPLITS:
             if name not in SPLITS:
                 raise UsageError(f"{name}: no such split; there are {', '.join(SPLITS)}")
             folder = self.out / MANIFEST / f"split={name}"
-            paths = sorted(folder.rglob("*.parquet"))
-            found += [SplitFile(name, path.relative_to(folder).as_posix(), path) for path in paths]
+            found += [
+                SplitFile(name, shard, path)
+                for path, shard in sorted((folder / one, one) for one in parquet_files(folder))
+            ]
+        self._refuse_replaced()
         return found
 
     def count(self, file: SplitFile) -> int:
@@ -134,11 +144,19 @@ class Manifest:
                 if missing:
                     raise ValueError(f"no column {min(missing)}, as of another version of noisyclean")
                 yield parquet
+                self._refuse_replaced()
+        except MissingObjectError:
+            self._refuse_replaced()
+            raise
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
             why = " ".join(str(error).split())
             raise UsageError(
                 f"{file.path}: cannot read the manifest ({why}); `noisyclean split {self.out}` writes it anew"
             ) from error
+
+    def _refuse_replaced(self) -> None:
+        if is_remote(self.out) and state_in_store(self.out / SUMMARY_FILE) != self._state:
+            raise NoisycleanError(f"{self.out}: its manifest was replaced while it was read; repeat the command")
 
     def table(self, *splits: str, columns: list[str] | None = None) -> pa.Table:
         """The rows of the named splits (none named: of all) with a ``split`` column, in no particular order.

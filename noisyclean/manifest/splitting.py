@@ -27,6 +27,7 @@ from noisyclean.files import (
     place,
     read_bytes,
     rebuilding,
+    refuse_mixture,
     remove_leftovers,
     write_json,
     write_parquet,
@@ -105,7 +106,8 @@ def split(
     """Draw (or redraw) the split of scored pairs and write the manifest and ``summary.json``.
 
     The new manifest replaces the old one at the end, so an interrupted split leaves the old one in place. But in a
-    store, it leaves none: there ``summary.json``, which is written last, says that the manifest is whole.
+    store, one that is interrupted while it writes leaves none: there ``summary.json``, which is written last, says that
+    the manifest is whole.
 
     Args:
         out: the OUT folder that ``score`` wrote.
@@ -114,7 +116,7 @@ def split(
     Raises:
         UsageError: OUT holds no scores, or scores by different models, or the rule makes no sense, or goes by a column
             that no pair has a value in.
-        NoisycleanError: the rows written do not add up to the samples scored.
+        NoisycleanError: the rows written do not add up to the samples scored, or another split wrote meanwhile.
     """
     out = place(out)
     rule = SplitRule(DEFAULT_FDR if fdr is keep is min_score is None else fdr, keep, min_score, by)
@@ -130,16 +132,17 @@ def split(
 
     remove_leftovers(out)
     # A corpus of empty shards has a manifest too: an empty one.
-    with rebuilding(out / MANIFEST, mark=out / SUMMARY_FILE) as building:
-        with PairTable(rule, scratch=None if is_remote(out) else building) as table:
-            scan = _scan(out, shards, table, nulls, progress)
-            # Pairs that a model has trained on say nothing of how many it would take for mismatches.
-            noise = (scan.unseen if scan.unseen.pairs else scan.in_sample).noise_rate(run["null_pairs"])
-            # A hold-out of few pairs tells the rate of all badly: the split goes by the upper end of what it may be.
-            decision = table.decide(replace(noise, estimate=noise.high) if scan.in_sample.pairs else noise)
+    with PairTable(rule, scratch=None if is_remote(out) else out) as table:
+        scan = _scan(out, shards, table, nulls, progress)
+        # Pairs that a model has trained on say nothing of how many it would take for mismatches.
+        noise = (scan.unseen if scan.unseen.pairs else scan.in_sample).noise_rate(run["null_pairs"])
+        # A hold-out of few pairs tells the rate of all badly: the split goes by the upper end of what it may be.
+        decision = table.decide(replace(noise, estimate=noise.high) if scan.in_sample.pairs else noise)
+        # Only here, where all is read and decided: in a store, the old manifest goes at once.
+        with rebuilding(out / MANIFEST, mark=out / SUMMARY_FILE) as building:
             written = _write_manifest(out, building, shards, scan, table.ranks(), decision, bank, progress)
-        if (rows := sum(written.sizes.values())) != scan.samples:
-            raise NoisycleanError(f"{out}: {scan.samples:,} samples were scored but {rows:,} rows came out")
+            if (rows := sum(written.sizes.values())) != scan.samples:
+                raise NoisycleanError(f"{out}: {scan.samples:,} samples were scored but {rows:,} rows came out")
 
     close = _close_noise(scan, noise, nulls)
     trained = scan.in_sample.noise_rate(run["null_pairs"]) if scan.in_sample.pairs else None
@@ -163,6 +166,8 @@ def split(
         seconds=seconds,
         pairs_per_second=round(scan.samples / seconds, 1) if seconds else None,
     )
+    if is_remote(out):
+        refuse_mixture(out / MANIFEST, out / SUMMARY_FILE, written.files)
     write_json(out / SUMMARY_FILE, asdict(summary))
     return summary
 
@@ -302,15 +307,17 @@ def _near_miss_pass_rate(decision: Decision, nulls: Nulls) -> float | None:
 
 @dataclass
 class _Written:
-    """Rows by split and by reason, and the sum of 1 − match probability over the clean ones."""
+    """Rows by split and by reason, the bytes of each file, and the sum of 1 − match probability over the clean rows."""
 
-    sizes: Counter[str]
-    reasons: Counter[str]
+    sizes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    files: dict[str, int] = field(default_factory=dict)
     clean_noise: float = 0.0
 
     def add(self, other: _Written) -> None:
         self.sizes += other.sizes
         self.reasons += other.reasons
+        self.files |= other.files
         self.clean_noise += other.clean_noise
 
 
@@ -324,7 +331,7 @@ def _write_manifest(
     bank: BankNames,
     progress: Progress,
 ) -> _Written:
-    total = _Written(Counter(), Counter())
+    total = _Written()
 
     def write(one: tuple[str, tuple[NDArray[np.int64], NDArray[np.bool_]]]) -> _Written:
         shard, (rank, kept) = one
@@ -376,7 +383,7 @@ def _write_shard(
     unreadable = bank.suggest(unreadable, np.zeros(unreadable.num_rows, np.bool_))
     rows[UNREADABLE] = _with_conclusions(unreadable, *nothing, unreadable["fault"])
 
-    written = _Written(Counter(), Counter())
+    written = _Written()
     for name, part in rows.items():
         if part.num_rows == 0:
             continue
@@ -384,7 +391,8 @@ def _write_shard(
         for why in part["reason"].value_counts().to_pylist():
             written.reasons[why["values"]] += why["counts"]
         part = part.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
-        write_parquet(building / f"split={name}" / f"{_plain(shard)}.parquet", part)
+        file = f"split={name}/{_plain(shard)}.parquet"
+        written.files[file] = write_parquet(building / file, part)
     clean = verdict.is_in(CLEAN)
     written.clean_noise = float((1 - verdict.match_probability[clean].astype(np.float64)).sum())
     return written

@@ -31,6 +31,7 @@ from noisyclean.corpus.identity import pair_id
 from noisyclean.corpus.index import CorpusIndex, index_corpus
 from noisyclean.corpus.locate import Shard, ShardSpec, absolute_paths, find_shards
 from noisyclean.corpus.parallel import default_workers, map_in_threads
+from noisyclean.corpus.remote import MissingObjectError
 from noisyclean.corpus.source import StreamSource
 from noisyclean.corpus.stream import Preparer, stream_chunks
 from noisyclean.encoders import DualEncoder, EncoderEnsemble, load_encoder
@@ -155,11 +156,9 @@ def score(
         saved = {shard for shard, state in states.items() if saving is None or saving.is_done(shard.name, state)}
         seconds_before = _claim(out, about)
         write_nulls(out, scorer.mismatches())
-        todo = {
-            shard: state
-            for shard, state in states.items()
-            if shard not in saved or not _is_done(out, shard.name, about["scorer"], state)
-        }
+        is_done = partial(_is_done, out, about["scorer"])
+        done = map_in_threads(lambda one: one[0] in saved and is_done(*one), states.items())
+        todo = {shard: state for (shard, state), skip in zip(states.items(), done, strict=True) if not skip}
         if embeddings is not None:
             _refuse_changed(out, list(todo), about["scorer"])
         if len(todo) < len(job.shards):
@@ -370,13 +369,11 @@ def _refuse_changed(out: Path, todo: Sequence[Shard], scorer: str) -> None:
             )
 
 
-def _is_done(out: Path, shard: str, scorer: str, state: str) -> bool:
-    if not is_file(part_path(out, shard)):
-        return False
+def _is_done(out: Path, scorer: str, shard: Shard, state: str) -> bool:
     try:
-        info = read_part_info(out, shard)
-    except UsageError:
-        return False  # broken, or of another version: scored anew
+        info = read_part_info(out, shard.name)
+    except (UsageError, MissingObjectError):
+        return False  # not there, broken, or of another version: scored anew
     return info.scorer == scorer and info.source == state
 
 

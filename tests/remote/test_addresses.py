@@ -11,6 +11,7 @@ from remote.conftest import SECRET
 from remote.servers import Faults, S3Server, WebServer, web_server
 
 from noisyclean.corpus.locate import ShardSpec, absolute_paths, find_shards, without_secrets
+from noisyclean.corpus.noise import corrupt
 from noisyclean.corpus.remote import put_remote
 from noisyclean.corpus.shards import ShardReader
 from noisyclean.errors import NoisycleanError, UsageError
@@ -120,6 +121,14 @@ class TestSecretsInSpecs:
         assert [shard.name for shard in found] == ["en/00000", "fr/00000"]
         assert SECRET not in " ".join(map(str, found))
 
+    def test_hosts_tell_names_apart(self) -> None:
+        spec = [f"https://me:{SECRET}@{host}.example/00000.tar" for host in "ab"]
+        assert [shard.name for shard in find_shards(spec)] == ["a.example/00000", "b.example/00000"]
+
+    def test_no_truth_is_looked_for_beside_what_is_signed(self, server: WebServer, tmp_path: Path) -> None:
+        corrupt(self.address(server, "en/00000.tar"), tmp_path, rate=0.0, workers=0)
+        assert (tmp_path / "truth.parquet").is_file()
+
     def test_a_record_of_them_is_refused(self, server: WebServer) -> None:
         recorded = absolute_paths(find_shards(self.address(server, "en/00000.tar")))
         assert recorded == [f"http://***@127.0.0.1:{server.port}/en/00000.tar?***"]
@@ -128,7 +137,12 @@ class TestSecretsInSpecs:
 
     @pytest.mark.parametrize(
         "spec",
-        ["{0} {0}", "{1}", "@{1}", "{1}/*.tar", "@{2}", "{3}", "http://me:{secret}@127.0.0.1:9/{{a.tar?token={secret}"],
+        [
+            *("{0} {0}", "{1}", "@{1}", "{1}/*.tar", "@{2}", "{3}"),
+            "http://me:{secret}@127.0.0.1:9/{{a.tar?token={secret}",
+            "{{{0},nothere.tar}}",
+            "{{nothere.tar,http:{{//me:{secret}@127.0.0.1:9/a.tar,//127.0.0.1:9/b.tar}}}}",
+        ],
     )
     def test_complaints_do_not_tell_them(self, server: WebServer, spec: str) -> None:
         addresses = [self.address(server, name) for name in ("en/00000.tar", "none", "en/00000.tar", "en/none.tar")]

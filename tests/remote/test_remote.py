@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
+from helpers import write_tar
 from remote.conftest import SECRET
-from remote.servers import KINDS, Faults, S3Server, web_server
+from remote.servers import KINDS, Answer, Faults, S3Server, web_server
 
 from noisyclean.corpus import remote
-from noisyclean.corpus.remote import look_up, open_remote, put_remote, read_remote
+from noisyclean.corpus.locate import Shard
+from noisyclean.corpus.remote import (
+    list_remote,
+    list_under,
+    look_up,
+    open_remote,
+    put_remote,
+    read_remote,
+    refuse_changed,
+    remove_under,
+)
+from noisyclean.corpus.shards import ShardReader
 from noisyclean.errors import NoisycleanError
 
 SIZE = 5_000_003
@@ -78,8 +91,9 @@ def test_seeks(folder: Path, data: bytes) -> None:
             assert stream.read(10) == data[at : at + 10]
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_memory_is_bounded(tmp_path: Path, ranges: bool) -> None:
+@pytest.mark.parametrize(("ranges", "blocks"), [(True, 4.5), (False, 10)])
+def test_memory_is_bounded(tmp_path: Path, ranges: bool, blocks: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "BLOCK", 2**20)  # beside which all else is small
     (tmp_path / "a.tar").write_bytes(bytes(40 * 2**20))
     with web_server(tmp_path, ranges=ranges) as server:
         read_remote(f"{server.address}/a.tar")  # whatever is loaded or made once
@@ -90,7 +104,7 @@ def test_memory_is_bounded(tmp_path: Path, ranges: bool) -> None:
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert peak < 8 * 2**20
+    assert peak < blocks * remote.BLOCK
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -100,7 +114,80 @@ def test_an_object_that_changes_is_refused(folder: Path, data: bytes, ranges: bo
         (folder / "other").write_bytes(data[::-1])
         (folder / "other").replace(folder / "a.tar")
         with pytest.raises(NoisycleanError, match="changed while it was read"):
-            list(pieces(stream))
+            refuse_changed(stream)
+
+
+@pytest.mark.parametrize("size", [30_000, 51_000], ids=["ends earlier", "damaged where it goes on"])
+def test_a_shard_that_is_replaced_meanwhile_is_not_called_damaged(tmp_path: Path, size: int) -> None:
+    def fill(name: str, size: int) -> Path:
+        return write_tar(tmp_path / name, {f"{n:03}": {"bin": random.Random(n).randbytes(size)} for n in range(40)})
+
+    fill("a.tar", 50_000)
+    with web_server(tmp_path) as server:
+        reader = ShardReader(Shard("a", f"{server.address}/a.tar"))
+        samples = reader.members()
+        next(samples)
+        fill("b.tar", size).replace(tmp_path / "a.tar")
+        with pytest.raises(NoisycleanError, match=r"a\.tar: changed while it was read"):
+            list(samples)
+
+
+def test_a_hub_is_asked_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library would answer from what it has listed."""
+    from huggingface_hub import HfApi, RepoFile
+
+    versions = iter("ab")
+
+    def file(version: str) -> list[RepoFile]:
+        return [RepoFile(path="a.tar", size=3, oid=version)]
+
+    monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: None)
+    monkeypatch.setattr(HfApi, "list_repo_tree", lambda *_, **__: file("a"))
+    monkeypatch.setattr(HfApi, "get_paths_info", lambda *_, **__: file(next(versions)))
+    assert [look_up("hf://datasets/me/it/a.tar").version for _ in range(2)] == ["a", "b"]
+
+
+def test_what_is_configured_for_one_web_protocol_holds_for_both(
+    folder: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec import config
+
+    header = f"Basic {base64.b64encode(f'me:{SECRET}'.encode()).decode()}"
+    monkeypatch.setitem(config.conf, "https", {"client_kwargs": {"headers": {"Authorization": header}}})
+    with web_server(folder, sign_in=f"me:{SECRET}") as server:
+        assert read_remote(f"{server.address}/a.tar") == data
+
+
+class TestLists:
+    @pytest.fixture
+    def bucket(self, tmp_path: Path, s3: S3Server) -> str:
+        (tmp_path / "small").write_bytes(b"123")
+        for name in ("exp[1]/a", "exp1/a", "exp1/b/c", "exp11/a"):
+            put_remote(tmp_path / "small", f"s3://corpus/lists/{name}.tar")
+        return "s3://corpus/lists"
+
+    @pytest.mark.parametrize("pattern", ["/exp1/*/*.tar", "/*/*.tar", "/exp1/**"])
+    def test_a_folder_that_cannot_be_listed_is_an_error(
+        self, bucket: str, s3: S3Server, pattern: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer = s3.answer
+
+        def refuse(request: Any) -> Answer:
+            refused = "list-type" in request.path and "exp1%2F" in request.path
+            return Answer.of(403) if refused else answer(request)
+
+        monkeypatch.setattr(s3, "answer", refuse)
+        with pytest.raises(NoisycleanError, match=r"^s3://corpus/lists/.*no permission"):
+            list_remote(f"{bucket}{pattern}")
+
+    def test_what_is_under_a_name_is_not_what_it_matches(self, bucket: str) -> None:
+        assert list_under(f"{bucket}/exp[1]") == {"a.tar": 3}
+        assert list_under(f"{bucket}/exp1") == {"a.tar": 3, "b/c.tar": 3}
+        remove_under(f"{bucket}/exp[1]")
+        assert list_remote(f"{bucket}/**") == [f"{bucket}/{name}.tar" for name in ("exp1/a", "exp1/b/c", "exp11/a")]
+        remove_under(f"{bucket}/exp1")
+        remove_under(f"{bucket}/none")
+        assert list_remote(f"{bucket}/**") == [f"{bucket}/exp11/a.tar"]
 
 
 def test_gives_up_after_some_tries(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -25,8 +27,8 @@ from noisyclean.corpus.remote import put_remote
 from noisyclean.corpus.stream import stream_chunks
 from noisyclean.encoders import DualEncoder
 from noisyclean.errors import NoisycleanError, UsageError
-from noisyclean.files import place
-from noisyclean.manifest.parts import list_parts, read_part
+from noisyclean.files import place, replacing, write_parquet
+from noisyclean.manifest.parts import list_parts, read_part, read_part_info
 from noisyclean.manifest.splitting import Summary
 
 FITTING = ["encoder.name=pico", "optimiser.batch_size=32", "optimiser.epochs=2", "objective.warmup_epochs=1"]
@@ -194,6 +196,61 @@ class TestStore:
             nc.split(out)
         assert_equal("s3://corpus/out", home / "out")
 
+    def test_a_split_that_cannot_be_made_leaves_the_manifest(self, home: Path, s3: S3Server, tmp_path: Path) -> None:
+        part = home / "out" / "scores" / "00003.parquet"
+        footer = int.from_bytes(part.read_bytes()[-8:-4], "little") + 8
+        (tmp_path / "broken").write_bytes(
+            b"PAR1" + bytes(part.stat().st_size - footer - 4) + part.read_bytes()[-footer:]
+        )
+        put_remote(tmp_path / "broken", "s3://corpus/out/scores/00003.parquet")
+        try:
+            with pytest.raises(UsageError, match="not a score part"):
+                nc.split("s3://corpus/out", keep=0.5)
+            assert rows("s3://corpus/out") == rows(home / "out")
+        finally:
+            put_remote(part, "s3://corpus/out/scores/00003.parquet")
+
+    def test_a_manifest_that_is_replaced_is_not_read_on(self, home: Path) -> None:
+        opened = nc.Manifest("s3://corpus/out")
+        file = opened.files()[0]
+        nc.split("s3://corpus/out", keep=0.3)
+        for read in (opened.table, lambda: opened.count(file), lambda: opened.summary):
+            with pytest.raises(NoisycleanError, match=r"s3://corpus/out: its manifest was replaced while it was read"):
+                read()
+        nc.split("s3://corpus/out")
+        assert_equal("s3://corpus/out", home / "out")
+
+    def test_of_two_splits_at_once_the_last_one_is_refused(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from noisyclean.manifest import splitting
+
+        def split_meanwhile(path: Path, table: pa.Table) -> int:
+            size = write_parquet(path, table)
+            if "00003" in path.name:
+                patch.undo()
+                nc.split("s3://corpus/out", keep=0.5, by="similarity")
+            return size
+
+        with monkeypatch.context() as patch:
+            patch.setattr(splitting, "write_parquet", split_meanwhile)
+            with pytest.raises(NoisycleanError, match="another process wrote there meanwhile; repeat the command"):
+                nc.split("s3://corpus/out")
+        with pytest.raises(UsageError, match="no manifest in it"):
+            nc.Manifest("s3://corpus/out")
+        nc.split("s3://corpus/out")
+        assert_equal("s3://corpus/out", home / "out")
+
+    def test_few_requests_tell_that_a_shard_is_done(self, s3: S3Server) -> None:
+        s3.asked.clear()
+        read_part_info(place("s3://corpus/out"), "00000")
+        assert [method for method, path in s3.asked if "00000.parquet" in path] == ["HEAD", "HEAD", "GET"]
+
+    def test_no_room_on_this_machine(self) -> None:
+        with (
+            pytest.raises(NoisycleanError, match=r"s3://corpus/x: cannot be written \(No space .*make room in /"),
+            replacing(place("s3://corpus/x")),
+        ):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def test_what_reads_a_manifest_reads_it_there(self, home: Path, tmp_path: Path) -> None:
         truth = home / "shards" / "truth.parquet"
         assert nc.evaluate("s3://corpus/out", truth=truth) == nc.evaluate(home / "out", truth=truth)
@@ -226,7 +283,10 @@ class TestStore:
                 "s3://corpus/x: a local path is needed here",
             ),
             (["split", "https://example.com/out"], "https://example.com/out: cannot be written to"),
+            (["split", "sftp://example.com/out"], "sftp://example.com/out: cannot be written to"),
+            (["split", "s3://corpus/exp[1]"], "s3://corpus/exp[1]: a place in a store has no *, ? or [ in its name"),
             (["split", f"s3://me:{SECRET}@corpus/out"], "s3://***@corpus/out: leave the secret out"),
+            (["split", "file:///no/such"], "/no/such: no scores in it"),
         ],
     )
     def test_where_an_address_cannot_be(
