@@ -91,15 +91,15 @@ def test_no_pairs() -> None:
 
 def test_more_than_fits_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With hardly any memory to sort in, DuckDB goes to the disk, and the ranks are the same."""
-    monkeypatch.setattr(ranking, "MEMORY_LIMIT", "24MB")
+    monkeypatch.setattr(ranking, "MEMORY_LIMIT", "48MB")
     random = np.random.default_rng(0)
-    p = random.integers(1, 1000, 400_000).astype(np.float32) / 1000
-    score = random.normal(size=400_000).astype(np.float32)
+    p = random.integers(1, 1000, 800_000).astype(np.float32) / 1000
+    score = random.normal(size=800_000).astype(np.float32)
     with PairTable(SplitRule(fdr=0.05), scratch=tmp_path) as table:
         table.add({"p_value": p, "match_score": score, "swapped_entropy": score})
         rank = np.concatenate([one for one, _ in table.ranks()])
-    expected = np.empty(400_000, np.int64)
-    expected[np.lexsort((-score, p))] = np.arange(1, 400_001)
+    expected = np.empty(800_000, np.int64)
+    expected[np.lexsort((-score, p))] = np.arange(1, 800_001)
     np.testing.assert_array_equal(rank, expected)
 
 
