@@ -273,7 +273,8 @@ class TestShards:
         assert len(listener.said) == 1
         assert "../../x" in listener.said[0]
         with tarfile.open(tmp_path / "to" / "0.tar") as tar:
-            tar.extractall(tmp_path / "unpacked", filter="data")  # which refuses what leads out
+            if hasattr(tarfile, "data_filter"):  # since Python 3.11.4
+                tar.extractall(tmp_path / "unpacked", filter="data")  # which refuses what leads out
         stats = json.loads((tmp_path / "to" / "0_stats.json").read_text())
         assert (stats["count"], stats["successes"]) == (7, 3)
         assert nc.export(out, to=tmp_path / "to", format="shards") == done  # as it was recorded
