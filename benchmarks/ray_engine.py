@@ -13,9 +13,7 @@ import itertools
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -23,26 +21,11 @@ import torch
 
 from noisyclean.encoders import create_encoder
 from noisyclean.evaluation.bench.throughput.corpus import PHOTO, make_pairs, write_tars
-from noisyclean.evaluation.bench.throughput.scoring import Subject
-from noisyclean.progress import Silent, Task
+from noisyclean.evaluation.bench.throughput.scoring import Clock, Subject
 from noisyclean.scoring.engines import EngineName
 from noisyclean.scoring.score import BANK_FILE, score
 
 PAIRS = 1000
-
-
-class Clock(Silent):
-    """Times the scoring, from when the bank is there to the last Parquet file in place."""
-
-    seconds = 0.0
-
-    @contextmanager
-    def task(self, name: str, total: int | None, unit: str) -> Iterator[Task]:
-        started = time.perf_counter()
-        with super().task(name, total, unit) as task:
-            yield task
-        if name == "scoring":
-            self.seconds = time.perf_counter() - started
 
 
 def seconds(subject: Subject, tars: Sequence[Path], engine: EngineName, out: Path) -> float:

@@ -40,7 +40,7 @@ print(json.dumps({"pairs": summary.pairs, "seconds": summary.seconds, "peak_mb":
 """
 
 
-class _Clock(Silent):
+class Clock(Silent):
     """Times the task in which pairs are scored; what comes before and after it is done once a corpus."""
 
     seconds = 0.0
@@ -94,7 +94,7 @@ class Subject:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         shutil.copy(self.folder / BANK_FILE, out)
-        clock = _Clock()
+        clock = Clock()
         summary = score(
             list(map(str, tars)),
             model=self.folder,
