@@ -61,9 +61,7 @@ def absolute_paths(shards: Iterable[Shard]) -> list[str]:
 
     What is secret in an address is not in it; shards that had any must be named again.
     """
-    return [
-        without_secrets(shard.path) if is_address(shard.path) else str(Path(shard.path).absolute()) for shard in shards
-    ]
+    return [str(shard) if is_address(shard.path) else str(Path(shard.path).absolute()) for shard in shards]
 
 
 def is_address(path: str) -> bool:
@@ -72,9 +70,7 @@ def is_address(path: str) -> bool:
 
 
 def without_secrets(path: str) -> str:
-    """An address as it may be shown and recorded: ``HIDDEN`` stands for who signs in, and for what a query says."""
-    if not is_address(path):
-        return path
+    """A path or address as it may be shown and recorded: ``HIDDEN`` stands for who signs in and what a query says."""
     place, query = split_query(path)
     return _SIGN_IN.sub(f"{HIDDEN}@", place) + (f"?{HIDDEN}" if query else "")
 
@@ -82,10 +78,10 @@ def without_secrets(path: str) -> str:
 def split_query(address: str) -> tuple[str, str]:
     """An address without its query, and that: where addresses are signed, or carry tokens. ``""``: there is none.
 
-    But for web servers, a question mark may be a sign of a glob.
+    A path of this machine has none. But for web servers, a question mark may be a sign of a glob.
     """
     place, mark, query = address.partition("?")
-    is_query = bool(mark) and ("=" in query or "http" in place.partition("://")[0])
+    is_query = bool(mark) and is_address(address) and ("=" in query or "http" in place.partition("://")[0])
     return (place, query) if is_query else (address, "")
 
 
@@ -190,7 +186,7 @@ def _expand_remote(spec: str) -> list[str]:
 def _names(paths: Sequence[str]) -> Iterable[tuple[str, str]]:
     """Each path with the shortest tail of it that no other path shares."""
     # Names are shown, and are file names: of an address, no more is in them than of its place.
-    places = {path: _SIGN_IN.sub("", split_query(path)[0]) if is_address(path) else path for path in paths}
+    places = {path: _SIGN_IN.sub("", split_query(path)[0]) for path in paths}
     parts = {path: _stem(place).replace("\\", "/").split("/") for path, place in places.items()}
     depth = dict.fromkeys(paths, 1)
     while True:
@@ -214,7 +210,7 @@ def _stem(path: str) -> str:
 
 
 def _is_glob(spec: str) -> bool:
-    return any(sign in (split_query(spec)[0] if is_address(spec) else spec) for sign in "*?[")
+    return any(sign in split_query(spec)[0] for sign in "*?[")
 
 
 def _why(error: BaseException) -> str:

@@ -67,7 +67,7 @@ def _earlier_truth(shards: Sequence[Shard]) -> pd.DataFrame:
     folders: dict[tuple[str, str], None] = {}  # (folder, what this run puts before the names it knows)
     for shard in shards:
         # A shard named "en/00000" may be the 00000 of a corpus in en/, or the en/00000 of one further up.
-        place, query = split_query(shard.path) if is_address(shard.path) else (shard.path, "")
+        place, query = split_query(shard.path)
         if query:
             continue  # signed for the shard alone: nothing beside it may be asked for
         for known in (posixpath.basename(shard.name), shard.name):

@@ -250,15 +250,16 @@ def open_source(
         workers=max(default_workers() // world.local_size, 1) if data.workers is None else data.workers,
         shuffle_buffer=data.shuffle_buffer,
     )
+    shared = stream if world.size == 1 else SharedStream(stream, world)
     if isinstance(encoder, FrozenEncoder):
-        return EmbeddedPairs(SharedStream(stream, world), encoder.base, out, progress=progress, world=world)
+        return EmbeddedPairs(shared, encoder.base, out, progress=progress, world=world)
     context = encoder.preprocessor.tokens([""]).shape[1]
     here = world.local_size / world.size
     # Of every machine that has a part of it: all must take the same way.
     fits = all(world.everyone(fits_in_memory(index, encoder.image_size, context, share=here)))
     if data.cache == "memory" or (data.cache == "auto" and fits):
         return SharedMemory(stream, world, progress=progress)
-    return SharedStream(stream, world)
+    return shared
 
 
 def _forget_from(epoch: int, metrics: Path) -> None:
