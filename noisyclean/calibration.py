@@ -168,6 +168,22 @@ def match_probability(p: ArrayLike, noise: float, *, counts: ArrayLike | None = 
     return probability
 
 
+def information(probability: Float64) -> float:
+    """Bits that match probabilities tell of a pair, on average: of two judges the better one has more (ours).
+
+    The mutual information of "clean or not" and the score, H(mean probability) − mean H(probability), H the entropy of
+    a yes or no. No label is needed, as the probabilities are calibrated.
+
+    Args:
+        probability: (N,) in [0, 1], N ≥ 1.
+    """
+    from scipy.special import entr
+
+    each = (entr(probability) + entr(1 - probability)).mean()
+    mean = probability.mean()
+    return float((entr(mean) + entr(1 - mean) - each) / np.log(2))
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What a corpus says of each p-value that occurs in it.

@@ -16,6 +16,7 @@ from noisyclean.calibration import (
     Calibration,
     NoiseRate,
     close_noise,
+    information,
     match_probability,
     noise_rate,
     noise_rate_of_tail,
@@ -258,3 +259,13 @@ def test_of_two_tails_the_smaller_one_is_the_smaller_rate(pairs: int, one: int, 
     assert found.estimate == min(rate.estimate for rate in rates)
     if rates[0].estimate != rates[1].estimate:  # both may be cut to 1
         assert found == min(rates, key=lambda rate: rate.estimate)
+
+
+def test_information_is_that_of_a_channel() -> None:
+    """By the definition of mutual information, of a score with two values."""
+    assert information(np.array([1.0, 1.0, 0.0, 0.0])) == pytest.approx(1.0)
+    assert information(np.full(5, 0.3)) == pytest.approx(0.0)
+    probability = np.array([0.9] * 30 + [0.2] * 70)
+    joint = np.array([[0.3 * 0.9, 0.3 * 0.1], [0.7 * 0.2, 0.7 * 0.8]])
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    assert information(probability) == pytest.approx((joint * np.log2(joint / independent)).sum())

@@ -40,6 +40,12 @@ class SremObjective(Section):
         lt=1,
         description="lower the exponent, where the weights would come down to fewer of the pairs than this share",
     )
+    neighbours: int = Field(
+        10,
+        ge=0,
+        description="pairs like it, by picture and by caption, that are asked for a second opinion of how clean a pair "
+        "is, which counts where it tells more; 0: none",
+    )
     filter_fdr: float = Field(
         0.1, gt=0, lt=1, description="the mismatch rate asked of the pairs with threshold q_value"
     )

@@ -113,12 +113,12 @@ class ReferenceBank:
             image, text: (B, d) unit-norm embeddings.
             ids: (B,) int64 caption hashes.
         """
-        own = torch.from_numpy(self._own(ids)).to(image.device)
+        own = torch.from_numpy(places(self.ids, ids)).to(image.device)
         return bank_statistics(image, text, self.image, self.text, self.temperature, own)
 
     def score_and_rematch(self, image: Tensor, text: Tensor, ids: NDArray[np.int64]) -> tuple[PairStatistics, Partners]:
         """As :meth:`score`, with the places of the bank pairs that suit each pair best, what is masked out aside."""
-        own = torch.from_numpy(self._own(ids)).to(image.device)
+        own = torch.from_numpy(places(self.ids, ids)).to(image.device)
         return bank_statistics(image, text, self.image, self.text, self.temperature, own, partners=True)
 
     def places_of(self, ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -133,13 +133,8 @@ class ReferenceBank:
         Returns:
             (B,) int64 places; −1 for a pair that is not in the bank.
         """
-        own = self._own(ids)
+        own = places(self.ids, ids)
         return np.where((own >= 0) & (self.pairs[own] == pairs), own, -1)
-
-    def _own(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(B,) caption hashes → (B,) places of the bank pairs with the same captions, −1 where there is none."""
-        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        return np.where(self.ids[at] == ids, at, -1)
 
     def p_values(self, match_score: NDArray[np.float32]) -> NDArray[np.float64]:
         """(B,) match scores → (B,) p-values under this bank's null."""
@@ -268,6 +263,12 @@ class ReferenceModel(BankedEncoder):
         """
         encoder = create_encoder(f"local-dir:{directory / 'encoder'}")
         return cls(encoder, ReferenceBank.load(directory / "bank.safetensors", encoder=encoder.fingerprint()))
+
+
+def places(known: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(B,) hashes → (B,) where they are among the ``known`` ones, which ascend; −1 where they are not."""
+    at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.where(known[at] == ids, at, -1)
 
 
 def _shifts(pairs: int) -> int:

@@ -20,6 +20,7 @@ from noisyclean.srem.energy import energy, pair_energies
 from noisyclean.srem.entropy import normalised_entropy, swapped_cross_entropy, swapped_pair_weight, swapped_weights
 from noisyclean.srem.filtration import agreement, match_score
 from noisyclean.srem.logits import PairMatrix, pair_logits
+from noisyclean.srem.neighbours import expanded_match_scores, expanded_null_scores, expanded_queries
 from noisyclean.srem.objective import soft_target_loss, weighted_contrastive_loss, weighted_mean
 
 __all__ = [
@@ -30,6 +31,9 @@ __all__ = [
     "bank_statistics",
     "complementary_loss",
     "energy",
+    "expanded_match_scores",
+    "expanded_null_scores",
+    "expanded_queries",
     "logsumexps",
     "match_score",
     "near_miss_scores",

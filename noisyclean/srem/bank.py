@@ -206,16 +206,27 @@ def null_scores(
     Raises:
         ValueError: shifts < 1.
     """
-    if shifts < 1:
-        raise ValueError(f"at least one shift is needed: {shifts}")
     size = len(bank_image)
-    shifts = min(shifts, size - 1)
-    # The middles of equal slices of 1 … M − 1, because near-duplicates may lie side by side, one shift apart.
-    spread = [1 + (2 * k + 1) * (size - 1) // (2 * shifts) for k in range(shifts)]
     image = torch.arange(size, device=bank_image.device)
     return _joined(
-        [_mismatches(bank_image, bank_text, temperature, rivals, image, image.roll(-shift)) for shift in spread]
+        [
+            _mismatches(bank_image, bank_text, temperature, rivals, image, image.roll(-shift))
+            for shift in spread_shifts(size, shifts)
+        ]
     )
+
+
+def spread_shifts(size: int, shifts: int) -> list[int]:
+    """``shifts`` different numbers spread evenly over 1 … ``size`` − 1, or all of them if more are asked for.
+
+    Raises:
+        ValueError: shifts < 1.
+    """
+    if shifts < 1:
+        raise ValueError(f"at least one shift is needed: {shifts}")
+    shifts = min(shifts, size - 1)
+    # The middles of equal slices, because near-duplicates may lie side by side, one shift apart.
+    return [1 + (2 * k + 1) * (size - 1) // (2 * shifts) for k in range(shifts)]
 
 
 @torch.no_grad()

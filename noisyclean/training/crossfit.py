@@ -250,6 +250,7 @@ class CrossFit:
                         self.source,
                         rows if out_of_fold else student.trained,
                         size,
+                        neighbours=objective.neighbours,
                         on_batch=on_batch,
                         world=self.world,
                     ),

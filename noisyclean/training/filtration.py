@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from torch import Tensor
 
-from noisyclean.calibration import NoiseRate, match_probability, noise_rate, q_values
+from noisyclean.calibration import NoiseRate, information, match_probability, noise_rate, p_values, q_values
 from noisyclean.corpus.source import PairSource
 from noisyclean.encoders import DualEncoder
 from noisyclean.objectives import clean_posterior
@@ -24,13 +24,14 @@ from noisyclean.recipe import NcrObjective, SremObjective
 from noisyclean.scoring.reference import MIN_BANK, ReferenceBank, draw_bank_rows, embed
 from noisyclean.srem import PairStatistics, match_score
 from noisyclean.training.distributed import ALONE, World
+from noisyclean.training.neighbourhood import LEAST_PROBABILITY, Neighbourhood
 
 FILTER_BATCH = 256
 FOLD_BANK_SHARE = 0.25
 """The largest share of a fold's pairs that its bank takes: more cost more time and judge no better (measured on 10,000
 icons: AUROC .8486 with a quarter, a half and all)."""
-LEAST_PROBABILITY = 1e-3
-"""What a pair's probability of being clean is at least taken to be when pairs are weighted."""
+NEIGHBOUR_POOL = 2**15
+"""So many of the pairs that are judged together are asked about pairs like them: more are nearer, and take longer."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ class Judged:
 
     Attributes:
         rows: (R,) int64 rows of the index.
-        scores: six (R,) statistics.
+        scores: six (R,) statistics, of each pair alone.
         bank: the bank.
+        p: (R,) p-values of the match scores; those in which neighbours have a say, if these tell more.
     """
 
     rows: NDArray[np.int64]
     scores: PairStatistics
     bank: ReferenceBank
+    p: NDArray[np.float64]
 
 
 def fold_bank_size(wanted: int, pairs: int) -> int:
@@ -74,16 +77,18 @@ def judge(
     rows: NDArray[np.int64],
     bank_size: int,
     *,
+    neighbours: int = 0,
     on_batch: Callable[[int], None] | None = None,
     world: World = ALONE,
 ) -> Judged:
     """Score pairs as ``score`` does, against a bank drawn from themselves. Each pair is embedded once.
 
-    Memory: the bank and six numbers a pair.
+    Memory: the bank, the pairs that are asked about others, and seven numbers a pair.
 
     Args:
         rows: rows of the index.
         bank_size: the largest bank that is wanted; see :func:`fold_bank_size`.
+        neighbours: how many pairs like it by picture, and by caption, are asked about a pair.
         on_batch: called with the number of pairs after each batch.
         world: the processes that share the pairs; all of them get the scores of all pairs.
 
@@ -92,15 +97,23 @@ def judge(
     """
     index = source.index
     batch_size, on_batch = FILTER_BATCH * world.size, world.for_all(on_batch)
-    drawn = draw_bank_rows(index, rows, fold_bank_size(bank_size, len(rows)))
+    size = fold_bank_size(bank_size, len(rows))
+    drawn = draw_bank_rows(index, rows, max(size, NEIGHBOUR_POOL) if neighbours else size)
     found, image, text = world.joined(embed(encoder, source, drawn, batch_size=batch_size, on_batch=on_batch))
-    bank = ReferenceBank.build(index.caption[found], image, text, encoder.temperature.item())
+    ids = index.caption[found]
+    at = np.flatnonzero(np.isin(found, drawn[:size]))
+    bank = ReferenceBank.build(ids[at], image[at], text[at], encoder.temperature.item())
+    neighbourhood = Neighbourhood.of(bank, ids, image, text, neighbours) if neighbours else None
     kept_rows: list[NDArray[np.int64]] = []
-    scores: list[PairStatistics] = []
+    scores: list[list[Tensor]] = []
 
     def add(at: NDArray[np.int64], image: Tensor, text: Tensor) -> None:
+        ids = index.caption[at]
+        found = [*bank.score(image, text, ids)]
+        if neighbourhood is not None:
+            found.append(neighbourhood.match_scores(ids, image, text))
         kept_rows.append(at)
-        scores.append(PairStatistics(*(one.cpu() for one in bank.score(image, text, index.caption[at]))))
+        scores.append([one.cpu() for one in found])
 
     own = world.share(len(found))
     add(found[own], image[own], text[own])
@@ -109,12 +122,18 @@ def judge(
             add(batch.rows.numpy(), *encoder.encode(batch.pixels, batch.tokens))
             if on_batch is not None:
                 on_batch(len(batch))
-    judged = world.everyone((np.concatenate(kept_rows), [torch.cat(parts) for parts in zip(*scores, strict=True)]))
-    return Judged(
-        np.concatenate([at for at, _ in judged]),
-        PairStatistics(*(torch.cat(parts) for parts in zip(*(found for _, found in judged), strict=True))),
-        bank,
-    )
+    everyones = world.everyone((np.concatenate(kept_rows), [torch.cat(parts) for parts in zip(*scores, strict=True)]))
+    columns = [torch.cat(parts) for parts in zip(*(found for _, found in everyones), strict=True)]
+    alone = PairStatistics(*columns[: len(PairStatistics._fields)])
+    p = bank.p_values(alone.match_score.numpy())
+    if neighbourhood is not None:
+        asked = p_values(columns[-1].numpy(), neighbourhood.null())
+        p = max(p, asked, key=lambda one: information(_clean(one, bank)))
+    return Judged(np.concatenate([at for at, _ in everyones]), alone, bank, p)
+
+
+def _clean(p: NDArray[np.float64], bank: ReferenceBank) -> NDArray[np.float64]:
+    return match_probability(p, noise_rate(p, null_pairs=len(bank)).estimate)
 
 
 def srem_filter(judged: Judged, recipe: SremObjective) -> Filtered:
@@ -122,7 +141,7 @@ def srem_filter(judged: Judged, recipe: SremObjective) -> Filtered:
 
     The match probability, 1 − local false discovery rate, is the default; see :mod:`noisyclean.calibration`.
     """
-    p = judged.bank.p_values(judged.scores.match_score.numpy())
+    p = judged.p
     noise = noise_rate(p, null_pairs=len(judged.bank))
     match recipe.threshold:
         case "posterior":

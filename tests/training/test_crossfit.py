@@ -13,10 +13,12 @@ import pytest
 import torch
 from helpers import Listener
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import noisyclean as nc
-from noisyclean.corpus.index import index_corpus
+from noisyclean.corpus.index import CorpusIndex, index_corpus
 from noisyclean.corpus.locate import find_shards
 from noisyclean.corpus.source import Batch, MemorySource, PairSource, StreamSource
 from noisyclean.errors import NoisycleanError
@@ -24,6 +26,7 @@ from noisyclean.recipe import OBJECTIVES, NcrObjective, Recipe, SremObjective, l
 from noisyclean.scoring.reference import build_bank, embed
 from noisyclean.scoring.run import load_run
 from noisyclean.training import crossfit as module
+from noisyclean.training import filtration
 from noisyclean.training.crossfit import CrossFit, make_encoders
 from noisyclean.training.filtration import Filtered, judge, ncr_filter, srem_filter
 
@@ -78,7 +81,7 @@ class Watched:
 
 
 SWITCHES = [
-    ["soft_targets=0"],
+    ["soft_targets=0", "neighbours=0"],
     *([f"name={name}"] for name in OBJECTIVES if name != "srem"),
     ["name=ncr", "co_teaching=true", "mixture=beta"],
     ["judge=in-sample", "soft_targets=0.3"],
@@ -174,7 +177,7 @@ def test_out_of_fold_weights_are_what_the_judge_says(source: MemorySource) -> No
     assert [weights for _, weights in crossfit.weights] == [None, None]
     crossfit.train_epoch(0, Listener())
     for encoder, own in zip(crossfit.encoders, crossfit.judged, strict=True):
-        found = srem_filter(judge(encoder, source, own, 64), SremObjective())
+        found = srem_filter(judge(encoder, source, own, 64, neighbours=10), SremObjective())
         assert 0 < found.weight.mean() < 1
         for _, weights in crossfit.weights:  # one set of weights for all
             assert weights is not None
@@ -185,7 +188,7 @@ def test_in_sample_weights_are_each_models_own(source: MemorySource) -> None:
     crossfit = CrossFit(recipe("objective.judge=in-sample"), source, CPU)
     crossfit.train_epoch(0, Listener())
     for encoder, (rows, weights) in zip(crossfit.encoders, crossfit.weights, strict=True):
-        found = srem_filter(judge(encoder, source, rows, 64), SremObjective())
+        found = srem_filter(judge(encoder, source, rows, 64, neighbours=10), SremObjective())
         assert sorted(found.rows) == sorted(rows)
         assert weights is not None
         np.testing.assert_array_equal(weights[torch.from_numpy(found.rows)].numpy(), found.weight)
@@ -245,6 +248,65 @@ def test_judge_embeds_each_pair_once_and_scores_as_score_does(source: MemorySour
     assert judged.rows[order].tolist() == at.tolist()
     for mine, theirs in zip(judged.scores, expected, strict=True):
         torch.testing.assert_close(mine[torch.from_numpy(order)], theirs)
+
+
+class Given:
+    """Embeddings of the rows of an index, as a source of pairs and the encoder that has made them."""
+
+    temperature = torch.tensor(0.1)
+    inference = staticmethod(torch.inference_mode)
+
+    def __init__(self, index: CorpusIndex, image: Tensor, text: Tensor) -> None:
+        self.index = index
+        self.sides = normalize(image, dim=1), normalize(text, dim=1)
+
+    def batches(self, rows: NDArray[np.int64], batch_size: int, *, shuffle: int | None = None) -> Iterator[Batch]:
+        for part in torch.split(torch.from_numpy(np.sort(rows)), batch_size):
+            yield Batch(part, *(side[part] for side in self.sides))
+
+    def encode(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return pixels, tokens
+
+
+def test_neighbours_are_asked_whatever_is_streamed(source: MemorySource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who are asked are embedded first, and all others as they come; nobody is embedded twice."""
+    generator = torch.Generator().manual_seed(0)
+    given: Any = Given(source.index, *torch.randn(2, len(source.index), 8, generator=generator))
+    rows = np.flatnonzero(source.index.usable)[20:]
+    alone = judge(given, given, rows, 40)
+    monkeypatch.setattr(filtration, "NEIGHBOUR_POOL", 60)
+    monkeypatch.setattr(filtration, "information", lambda p: -np.abs(p - alone.p).max())  # who is alone has none
+    found = []
+    for batch in (7, 256):
+        monkeypatch.setattr(filtration, "FILTER_BATCH", batch)
+        watched = Watched(given)
+        judged = judge(given, watched, rows, 40, neighbours=5)
+        seen = np.concatenate([np.array(one) for one in watched.looked_at])
+        assert [len(one) for one in watched.looked_at] == [60, len(rows) - 60]
+        assert sorted(seen) == sorted(judged.rows) == rows.tolist()
+        assert judged.bank.fingerprint() == alone.bank.fingerprint()
+        found.append(judged.p[np.argsort(judged.rows)])
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("kinds", [4, 1000], ids="of {} kinds".format)
+def test_neighbours_are_believed_where_they_tell_more(kinds: int, source: MemorySource) -> None:
+    """They do where many pairs are of a kind; where each is of its own, they know nothing of others."""
+    generator = torch.Generator().manual_seed(0)
+    count = len(source.index)
+    kind = torch.randint(kinds, (count,), generator=generator)
+    wrong = torch.rand(count, generator=generator) < 0.4
+    seen, written = torch.randn(2, kinds, 16, generator=generator)
+    noise = 0.7 * torch.randn(2, count, 16, generator=generator)
+    shared = 0.4 if kinds < count else 2.0
+    said = torch.where(wrong, kind.roll(1), kind)
+    given: Any = Given(source.index, seen[kind] + noise[0], shared * seen[said] + written[said] + noise[1])
+    rows = np.flatnonzero(source.index.usable)
+    alone, asked = (judge(given, given, rows, 64, neighbours=many) for many in (0, 10))
+    by_row = [one.p[np.argsort(one.rows)] for one in (alone, asked)]
+    assert np.array_equal(*by_row) == (kinds > count)
+    found = [roc_auc_score((kind != said)[rows], p) for p in by_row]
+    assert found[1] > found[0] + 0.05 or kinds > count
 
 
 @pytest.mark.parametrize("threshold", ["posterior", "q_value", "mixture", "energy_bank", "none"])

@@ -143,7 +143,7 @@ def _judge(crossfit: CrossFit, planted: PlantedCorpus, folds: list[NDArray[np.in
 def _detection_figures(judged: list[Judged], planted: PlantedCorpus) -> dict[str, Any]:
     """The figures of ``evaluate``, of pairs scored by the models that never saw them."""
     rows = np.concatenate([one.rows for one in judged])
-    p = np.concatenate([one.bank.p_values(one.scores.match_score.numpy()) for one in judged]).astype(np.float32)
+    p = np.concatenate([one.p for one in judged]).astype(np.float32)
     values = {
         name: np.concatenate([getattr(one.scores, name).numpy() for one in judged]).astype(np.float32)
         for name in STATISTICS

@@ -60,7 +60,7 @@ def fitting_ways(tars: Sequence[Path], device: torch.device, workers: int) -> Fi
         return len(rows)
 
     def refilter() -> int:
-        srem_filter(judge(encoder, source, rows, recipe.bank.size), objective)
+        srem_filter(judge(encoder, source, rows, recipe.bank.size, neighbours=objective.neighbours), objective)
         return len(rows)
 
     fit()  # so that there are soft targets to learn from
