@@ -12,12 +12,12 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, get_args
 
 import numpy as np
 import open_clip
@@ -33,7 +33,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms import Compose, Normalize, Resize
 from torchvision.transforms.v2 import functional as pictures
 
-from noisyclean.corpus.decoding import Decode, decode_image, decode_reduced
+from noisyclean.corpus.decoding import (
+    Decode,
+    Encoded,
+    UndecodableError,
+    decode_apart,
+    decode_image,
+    decode_reduced,
+    whole_jpeg,
+)
+from noisyclean.corpus.device_decoding import decode_jpegs
 from noisyclean.device import choose_dtype
 from noisyclean.errors import UsageError
 from noisyclean.files import replacing, write_json
@@ -66,18 +75,65 @@ open_clip.add_model_config(Path(__file__).parent / "encoder_configs")
 class Preprocessor:
     """What turns a picture and a caption into model input; picklable, so that worker processes can hold it.
 
+    These :meth:`prepare`; what they leave is for the process with the model to :meth:`finish`.
+
     Attributes:
         picture: open_clip's validation transform, as far as pixels that are bytes.
         tokenizer: open_clip's.
         size: (height, width) of the model's input in pixels.
         decode: ``exact``: pixels are those of ``picture``, which resizes with Pillow. ``fast``: torch resizes, in the
             same way but for rounding, and a JPEG four times as large as ``size`` or more is decoded at a smaller scale.
+            ``gpu``: as ``fast``, but JPEGs are decoded, at full scale, and resized on ``device``. (Models for which
+            open_clip resizes in its own ways have all their pictures decoded as ``fast``.)
+        device: where the model is; only :meth:`finish` uses it.
     """
 
     picture: Compose
     tokenizer: Any
     size: tuple[int, int]
     decode: Decode
+    device: torch.device
+
+    def prepare(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]] | Encoded:
+        """The bytes of a picture → its :meth:`pixels`, or, if these are made on the device, a JPEG for :meth:`finish`.
+
+        Raises:
+            UndecodableError: as :meth:`pixels`; but a JPEG that is left to :meth:`finish` may still be broken.
+        """
+        jpeg = whole_jpeg(data) if self.decode == "gpu" and self._resize is not None else None
+        return self.pixels(data) if jpeg is None else jpeg
+
+    def finish(self, pixels: Tensor, jpegs: Mapping[int, Encoded]) -> tuple[Tensor, dict[int, str]]:
+        """What was prepared → R pictures, (R, H, W, 3) uint8, and by their places why some of them cannot be decoded.
+
+        Where JPEGs are decoded on the device, the pictures lie there. What its decoder refuses is decoded as ``fast``.
+
+        Args:
+            pixels: (D, H, W, 3) uint8, those that are decoded, in order.
+            jpegs: the others, by their places among the R.
+
+        Raises:
+            UsageError: the device has no decoder.
+        """
+        if self.decode != "gpu":
+            return pixels, {}
+        image = torch.empty((len(pixels) + len(jpegs), *self.size, 3), dtype=torch.uint8, device=self.device)
+        if len(pixels):
+            image[[place for place in range(len(image)) if place not in jpegs]] = pixels.to(self.device)
+        refused = dict(jpegs)
+        for places, decoded in decode_jpegs(jpegs, self.device):
+            image[places] = self._resized(decoded).permute(0, 2, 3, 1)
+            for place in places:
+                del refused[place]
+        faults = {}
+        for place, jpeg in refused.items():
+            try:
+                # Without torch, which in a forked process would wait for threads that are not there.
+                whole, _ = decode_apart(self._decoded, jpeg.data.tobytes())
+                image[place] = self._resized(torch.from_numpy(whole).permute(2, 0, 1)).permute(1, 2, 0)
+            except UndecodableError as error:
+                faults[place] = str(error)
+        return image, faults
 
     def pixels(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """The bytes of a picture → (H, W, 3) uint8, and the (width, height) that it has itself.
@@ -88,13 +144,26 @@ class Preprocessor:
         if self.decode == "exact":
             picture = decode_image(data)
             return np.array(self.picture(picture)), picture.size
-        height, width = self.size
-        decoded, size = decode_reduced(data, (_OVERSAMPLING * height, _OVERSAMPLING * width))
-        resize = self.picture.transforms[0]
-        if not isinstance(resize, Resize):  # open_clip's own kinds of resizing take pictures only
+        decoded, size = self._decoded(data)
+        if self._resize is None:
             return np.array(self.picture(Image.fromarray(decoded))), size
-        image = pictures.resize(torch.from_numpy(decoded).permute(2, 0, 1), resize.size, resize.interpolation)
-        return pictures.center_crop(image, list(self.size)).permute(1, 2, 0).numpy(), size
+        return self._resized(torch.from_numpy(decoded).permute(2, 0, 1)).permute(1, 2, 0).numpy(), size
+
+    def _decoded(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        height, width = self.size
+        return decode_reduced(data, (_OVERSAMPLING * height, _OVERSAMPLING * width))
+
+    @property
+    def _resize(self) -> Resize | None:
+        """How torch can resize; None: open_clip's own kinds of resizing take pictures only."""
+        first = self.picture.transforms[0]
+        return first if isinstance(first, Resize) else None
+
+    def _resized(self, image: Tensor) -> Tensor:
+        """(…, 3, h, w) uint8 → (…, 3, H, W) uint8."""
+        assert self._resize is not None
+        image = pictures.resize(image, self._resize.size, self._resize.interpolation)
+        return cast(Tensor, pictures.center_crop(image, list(self.size)))
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """Captions → (B, context) int64."""
@@ -133,7 +202,6 @@ class DualEncoder:
         model: the open_clip module.
         config: ``{"model_cfg": …, "preprocess_cfg": …, "decode": …}``, as written to ``open_clip_config.json``; of
             the last, which open_clip does not know, :class:`Preprocessor` tells.
-        preprocessor: picture and caption preparation for this model.
         dtype: what autocast computes the towers in; None: float32. The embeddings are float32 in any case.
     """
 
@@ -148,7 +216,8 @@ class DualEncoder:
         # The last two, to-tensor and normalise, run on the device in batches (encode_image): same arithmetic, but
         # a quarter of the bytes between the worker processes and the model.
         assert isinstance(transforms[-1], Normalize)
-        self.preprocessor = Preprocessor(Compose(transforms[:-2]), tokenizer, self.image_size, config["decode"])
+        self._picture = Compose(transforms[:-2])
+        self._tokenizer = tokenizer
         self._mean = torch.tensor(cfg.mean).view(1, 3, 1, 1)
         self._std = torch.tensor(cfg.std).view(1, 3, 1, 1)
 
@@ -156,6 +225,11 @@ class DualEncoder:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """Picture and caption preparation for this model, where it is now."""
+        return Preprocessor(self._picture, self._tokenizer, self.image_size, self.config["decode"], self.device)
 
     @property
     def temperature(self) -> Tensor:
@@ -181,7 +255,6 @@ class DualEncoder:
     def decode_as(self, decode: Decode) -> None:
         """Have pictures decoded so from now on. It is part of the fingerprint, and saved with the model."""
         self.config = {**self.config, "decode": decode}
-        self.preprocessor = replace(self.preprocessor, decode=decode)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 → (B, d) unit-norm float32."""
@@ -457,7 +530,7 @@ def _recorded_decode(name: str) -> Decode:
     """How a model that noisyclean saved had its pictures decoded."""
     path = Path(name.removeprefix("local-dir:")) / CONFIG_FILE
     recorded = json.loads(path.read_text(encoding="utf-8")).get("decode") if name.startswith("local-dir:") else None
-    return "exact" if recorded == "exact" else "fast"
+    return cast(Decode, recorded) if recorded in get_args(Decode) else "fast"
 
 
 def load_encoder(spec: str) -> DualEncoder:

@@ -78,7 +78,8 @@ def score(
         Decode | None,
         typer.Option(
             "--decode",
-            help="fast: nearly open_clip's pixels, large JPEGs decoded at a smaller scale; exact: its very pixels.  "
+            help="fast: nearly open_clip's pixels, large JPEGs decoded at a smaller scale; exact: its very pixels; "
+            "gpu: as fast, but JPEGs are decoded by the GPU with the model (without one, by the CPU, and slower).  "
             "[default: as the RUN was fitted, else fast]",
             show_default=False,
         ),

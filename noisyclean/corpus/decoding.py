@@ -9,7 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Decode: TypeAlias = Literal["fast", "exact"]
-"""How pictures become model input: nearly as open_clip does it, at several times the speed, or to the pixel."""
+Decode: TypeAlias = Literal["fast", "exact", "gpu"]
+"""How pictures become model input: nearly as open_clip does it, at several times the speed; to the pixel; or as fast
+does it, but for JPEGs, which are decoded where the model is."""
 
 MAX_PIXELS = 64_000_000
 """A picture that claims more is refused before its pixels are decoded (decompression bombs)."""
@@ -34,8 +35,19 @@ _STRIP = 64
 """Rows of pixels that are copied at a time."""
 
 
+_END = b"\xff\xd9"
+"""The last marker of a JPEG."""
+
+
 class UndecodableError(Exception):
     """The bytes are no picture that can be used; the message is the row's reason."""
+
+
+class Encoded(NamedTuple):
+    """A JPEG that is still to be decoded: its bytes, (n,) uint8, and the (width, height) that its header tells."""
+
+    data: NDArray[np.uint8]
+    size: tuple[int, int]
 
 
 def decode_image(data: bytes) -> Picture:
@@ -77,6 +89,27 @@ def decode_reduced(data: bytes, least: tuple[int, int]) -> tuple[NDArray[np.uint
         strip = slice(top, min(top + _STRIP, picture.height))
         pixels[strip] = np.asarray(picture.crop((0, strip.start, picture.width, strip.stop)))
     return pixels, picture.size
+
+
+def whole_jpeg(data: bytes) -> Encoded | None:
+    """The JPEG, if any decoder may be trusted with it; None: it is none, or better left to :func:`decode_reduced`.
+
+    nvJPEG does not say that a picture is cut off, and takes colours for YCbCr whatever they are. What is damaged amid
+    the picture, which libjpeg forgives or has words for, nobody can see without decoding: that comes out somehow.
+
+    Raises:
+        UndecodableError: the header is that of nothing that :func:`decode_image` would decode, in the same words.
+    """
+    import numpy as np
+
+    image = _open(data)
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not data.rstrip(b"\0").endswith(_END):
+        return None
+    components = bytes(number for number, *_ in image.layer)  # type: ignore[attr-defined]
+    if components == b"RGB" or image.info.get("adobe_transform") == 0:
+        return None
+    # Of memory that may be written to, which torch insists on.
+    return Encoded(np.frombuffer(bytearray(data), np.uint8), image.size)
 
 
 def decode_apart(decode: Callable[[bytes], T], data: bytes) -> T:

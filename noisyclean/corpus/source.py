@@ -95,7 +95,8 @@ class StreamSource:
         for chunk in stream_chunks(shards, self._preparer, chunk_size=256, workers=self._workers, wanted=wanted):
             index = chunk.rows["index"].to_numpy()[chunk.readable]
             if len(index):
-                yield Batch(torch.from_numpy(first[chunk.shard] + index), chunk.image, chunk.text)
+                # Thousands of pairs are kept to be shuffled, or all: too many for a GPU that has decoded them.
+                yield Batch(torch.from_numpy(first[chunk.shard] + index), chunk.image.cpu(), chunk.text)
 
 
 class MemorySource:

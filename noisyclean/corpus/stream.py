@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyclean.corpus.chunk import ROWS, Chunk
-from noisyclean.corpus.decoding import UndecodableError, decode_apart
+from noisyclean.corpus.decoding import Encoded, UndecodableError, decode_apart
 from noisyclean.corpus.identity import caption_id, image_id
 from noisyclean.corpus.locate import Shard
 from noisyclean.corpus.parallel import LIVES, LostError, read_in_processes
@@ -26,7 +26,9 @@ from noisyclean.errors import NoisycleanError
 class Preparer(Protocol):
     """What makes model input of a picture and of captions (:class:`noisyclean.encoders.Preprocessor`)."""
 
-    def pixels(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]: ...
+    def prepare(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]] | Encoded: ...
+
+    def finish(self, pixels: Tensor, jpegs: Mapping[int, Encoded]) -> tuple[Tensor, dict[int, str]]: ...
 
     def tokens(self, captions: Sequence[str]) -> Tensor: ...
 
@@ -41,7 +43,7 @@ def stream_chunks(
     in_order: bool = True,
     niceness: int = 0,
 ) -> Iterator[Chunk]:
-    """Decode ``shards`` in ``workers`` processes (0: in this one).
+    """Decode ``shards`` in ``workers`` processes (0: in this one); in this one what the preparer is to ``finish``.
 
     Chunks of one shard come in order; those of different shards are interleaved. Nothing here depends on the number
     of workers but that interleaving. A worker that is killed or hangs is replaced; a picture that always ends its
@@ -61,14 +63,13 @@ def stream_chunks(
     workers = min(workers, len(shards))
     if not workers:
         for shard in shards:
-            yield from reader.read(shard)
+            for part in reader.read(shard):
+                yield _finished(part, preparer)
         return
-    parcels = read_in_processes(
-        reader.read_packed, shards, workers, in_order=in_order, prepare=partial(_give_way, niceness)
-    )
+    parts = read_in_processes(reader.read, shards, workers, in_order=in_order, prepare=partial(_give_way, niceness))
     try:
-        for chunk, image, text in parcels:
-            yield replace(chunk, image=torch.from_numpy(image), text=torch.from_numpy(text))
+        for part in parts:
+            yield _finished(part, preparer)
     except LostError as error:
         raise NoisycleanError(
             f"{error.item}: the process that decodes it {error}, {LIVES} times in a row; "
@@ -82,10 +83,34 @@ def _give_way(niceness: int) -> None:
 
 
 class _Picture(NamedTuple):
-    """A picture's hash, and what the model takes: (H, W, 3) uint8."""
+    """A picture's hash, and what the model takes, (H, W, 3) uint8, or what that is still to be made of."""
 
     id: int
+    content: NDArray[np.uint8] | Encoded
+
+
+class _Part(NamedTuple):
+    """A chunk for another process: what is in its tensors comes beside it, as torch would send it by shared memory.
+
+    Attributes:
+        pixels: (D, H, W, 3) uint8, of the pictures that are decoded.
+        jpegs: the others, by their places among the R.
+        text: (R, context) int64.
+    """
+
+    chunk: Chunk
     pixels: NDArray[np.uint8]
+    jpegs: dict[int, Encoded]
+    text: NDArray[np.int64]
+
+
+def _finished(part: _Part, preparer: Preparer) -> Chunk:
+    """The chunk with its tensors."""
+    image, faults = preparer.finish(torch.from_numpy(part.pixels), part.jpegs)
+    return replace(part.chunk, image=image, text=torch.from_numpy(part.text)).with_faults(faults)
+
+
+_NOTHING = torch.empty(0)
 
 
 class _ChunkReader:
@@ -96,18 +121,12 @@ class _ChunkReader:
         self.chunk_size = chunk_size
         self.wanted = wanted
 
-    def read_packed(self, shard: Shard, skip: int, careful: bool) -> Iterator[tuple[Chunk, NDArray[Any], NDArray[Any]]]:
-        """Chunks for another process: what is in the tensors beside them, as torch would send it by shared memory."""
-        nothing = torch.empty(0)
-        for chunk in self.read(shard, skip, careful):
-            yield replace(chunk, image=nothing, text=nothing), chunk.image.numpy(), chunk.text.numpy()
-
-    def read(self, shard: Shard, skip: int = 0, careful: bool = False) -> Iterator[Chunk]:
+    def read(self, shard: Shard, skip: int = 0, careful: bool = False) -> Iterator[_Part]:
         """The chunks of a shard but for the first ``skip``, of which nothing is decoded.
 
         Of the next, if ``careful``, each picture is decoded in a process of its own.
         """
-        decode = partial(decode_apart, self.preparer.pixels) if careful else self.preparer.pixels
+        prepare = partial(decode_apart, self.preparer.prepare) if careful else self.preparer.prepare
         mask = None if self.wanted is None else self.wanted[shard.name]
         reader = ShardReader(shard)
         samples: list[Sample] = []
@@ -120,23 +139,25 @@ class _ChunkReader:
                 if skip:
                     skip -= 1
                 else:
-                    yield self._chunk(shard, samples, pictures)
-                    decode = self.preparer.pixels
+                    yield self._part(shard, samples, pictures)
+                    prepare = self.preparer.prepare
                 samples, pictures = [], []
             if sample.fault is None and not skip:
                 assert sample.image is not None
                 try:
-                    pixels, (width, height) = decode(sample.image)
+                    prepared = prepare(sample.image)
+                    content, (width, height) = prepared
                     sample.width, sample.height = sample.width or width, sample.height or height
-                    pictures.append(_Picture(image_id(sample.image), pixels))
+                    left = prepared if isinstance(prepared, Encoded) else content
+                    pictures.append(_Picture(image_id(sample.image), left))
                 except UndecodableError as error:
                     sample.fault = str(error)
             sample.image = None
             samples.append(sample)
         if not skip:
-            yield self._chunk(shard, samples, pictures, last=True, damage=reader.damage)
+            yield self._part(shard, samples, pictures, last=True, damage=reader.damage)
 
-    def _chunk(
+    def _part(
         self,
         shard: Shard,
         samples: list[Sample],
@@ -144,16 +165,24 @@ class _ChunkReader:
         *,
         last: bool = False,
         damage: str | None = None,
-    ) -> Chunk:
+    ) -> _Part:
         rows = [pa.array([getattr(sample, one.name) for sample in samples], one.type) for one in ROWS]
         captions = [sample.caption or "" for sample in samples if sample.fault is None]
-        return Chunk(
+        chunk = Chunk(
             shard.name,
             pa.table(rows, schema=ROWS),
             np.array([caption_id(caption) for caption in captions], np.int64),
             np.array([picture.id for picture in pictures], np.int64),
-            torch.from_numpy(np.stack([picture.pixels for picture in pictures])) if captions else torch.empty(0),
-            self.preparer.tokens(captions) if captions else torch.empty(0),
+            _NOTHING,
+            _NOTHING,
             last,
             damage,
+        )
+        contents = [picture.content for picture in pictures]
+        decoded = [one for one in contents if not isinstance(one, Encoded)]
+        return _Part(
+            chunk,
+            np.stack(decoded) if decoded else np.empty(0, np.uint8),
+            {place: one for place, one in enumerate(contents) if isinstance(one, Encoded)},
+            self.preparer.tokens(captions).numpy() if captions else np.empty(0, np.int64),
         )

@@ -26,7 +26,8 @@ class EncoderRecipe(Section):
     context_length: int | None = Field(None, ge=4, description="caption tokens kept; null: the model's")
     decode: Decode = Field(
         "fast",
-        description="fast: nearly open_clip's pixels, large JPEGs decoded at a smaller scale; exact: its very pixels",
+        description="fast: nearly open_clip's pixels, large JPEGs decoded at a smaller scale; exact: its very pixels; "
+        "gpu: as fast, but JPEGs are decoded by the GPU with the model (without one, by the CPU, and slower)",
     )
     temperature: float | None = Field(
         None, gt=0, description="initial softmax temperature; null: that of the pretrained weights, from scratch 0.05"

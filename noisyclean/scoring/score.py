@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 import noisyclean
 from noisyclean.corpus.chunk import Chunk
 from noisyclean.corpus.decoding import Decode
+from noisyclean.corpus.device_decoding import require_decoder
 from noisyclean.corpus.embeddings import (
     common_origin,
     embedding_files,
@@ -33,8 +34,8 @@ from noisyclean.corpus.locate import Shard, ShardSpec, absolute_paths, find_shar
 from noisyclean.corpus.parallel import default_workers, map_in_threads
 from noisyclean.corpus.remote import MissingObjectError
 from noisyclean.corpus.source import StreamSource
-from noisyclean.corpus.stream import Preparer, stream_chunks
-from noisyclean.encoders import DualEncoder, EncoderEnsemble, load_encoder
+from noisyclean.corpus.stream import stream_chunks
+from noisyclean.encoders import DualEncoder, EncoderEnsemble, Preprocessor, load_encoder
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.files import at_hand, is_file, local_place, place, remove_leftovers, write_json
 from noisyclean.manifest.nulls import write_nulls
@@ -108,8 +109,9 @@ def score(
         fdr: the mismatch rate asked of the clean part.
         rematch: whether noisy pairs get suggestions: which caption of the bank suits their picture best, and which
             picture of it their caption.
-        decode: how pictures become model input: ``exact``, to the pixel as open_clip's validation transform does it, or
-            ``fast``. None: as the model was fitted, or ``fast``. A RUN is scored as it was fitted.
+        decode: how pictures become model input: ``exact``, to the pixel as open_clip's validation transform does it,
+            ``fast``, or ``gpu``, which is ``fast`` but for JPEGs, decoded where the model is. None: as the model was
+            fitted, or ``fast``. A RUN is scored as it was fitted.
         batch_size: pairs in a pass, at least ``MIN_BATCH``; the scores do not depend on it. None: what
             :func:`default_batch` says, or ``EMBEDDED_BATCH`` for ``embeddings``.
         workers: decoding processes beside each set of models; None: as many as it has cores.
@@ -248,6 +250,8 @@ def _decoded_job(
                 raise UsageError(f"{model}: fitted with encoder.decode {one.preprocessor.decode}; leave --decode out")
             one.decode_as(decode)
     preprocessor = encoders[0].preprocessor
+    if preprocessor.decode == "gpu":
+        require_decoder(engine.own_device)
     _refuse_other_decode(out, preprocessor.decode)
     fitted_shards = set() if run is None else _fitted_shards(found, run)
     if run is not None and (fitted_shards or _holds_fitted_pairs(sample(), run, progress)):
@@ -259,7 +263,7 @@ def _decoded_job(
         def draw() -> ReferenceBank:
             for one in encoders:
                 one.to(engine.own_device)
-            source = StreamSource(sample(), preprocessor, workers=workers)
+            source = StreamSource(sample(), encoder.preprocessor, workers=workers)
             return build_bank(encoder, source, np.flatnonzero(sample().usable), BANK_SIZE, progress=progress)
 
         scorer = partial(_banked_scorer, encoders, _bank(out, encoder.fingerprint(), draw))
@@ -267,8 +271,9 @@ def _decoded_job(
     return _Job(found, scorer, str(model), preprocessor.decode, default_batch(engine.device), chunks, shard_state)
 
 
-def _decoded_chunks(preparer: Preparer, shards: Sequence[Shard], place: Place) -> Iterator[Chunk]:
+def _decoded_chunks(preprocessor: Preprocessor, shards: Sequence[Shard], place: Place) -> Iterator[Chunk]:
     niceness = _GIVE_WAY if place.device.type == "cpu" else 0
+    preparer = replace(preprocessor, device=place.device)
     return stream_chunks(shards, preparer, chunk_size=CHUNK, workers=place.workers, in_order=False, niceness=niceness)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import noisyclean
+from noisyclean.corpus.device_decoding import require_decoder
 from noisyclean.corpus.index import CorpusIndex, index_corpus
 from noisyclean.corpus.locate import ShardSpec, absolute_paths, find_shards
 from noisyclean.corpus.parallel import default_workers
@@ -139,6 +140,8 @@ def _plan(
         progress.say(f"recipe {name}: {why}")
     else:
         chosen, name = load_recipe(recipe, overrides), str(recipe)
+    if chosen.encoder.decode == "gpu":
+        require_decoder(place)
     if chosen.optimiser.batch_size < world.size:
         raise UsageError(
             f"optimiser.batch_size is {chosen.optimiser.batch_size}, which {world.size} processes share: "

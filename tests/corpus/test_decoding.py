@@ -225,12 +225,11 @@ def test_scores_of_one_folder_are_of_one_way_of_decoding(
 ) -> None:
     encoder.save(tmp_path / "model")
     out = {}
-    for decode in ("fast", "exact"):
+    for decode, other in (("fast", "exact"), ("exact", "gpu"), ("gpu", "fast")):
         how: dict[str, Any] = {"model": tmp_path / "model", "out": tmp_path / decode, "workers": 0}
         out[decode] = noisyclean.score(str(faulty_corpus), decode=decode, **how).pairs
-        other = "exact" if decode == "fast" else "fast"
         with pytest.raises(UsageError, match=f"{decode}: scored with --decode {decode}; give that again"):
             noisyclean.score(str(faulty_corpus), decode=other, **how)
-    assert out["fast"] == out["exact"]
+    assert out["fast"] == out["exact"] == out["gpu"]
     with pytest.raises(UsageError, match="leave out --decode"):
         noisyclean.score(embeddings=tmp_path, decode="fast", out=tmp_path / "embedded")

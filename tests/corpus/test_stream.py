@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,9 +90,12 @@ def test_what_is_not_wanted_is_not_decoded(faulty_index: CorpusIndex, encoder: D
     class Counting:
         decoded = 0
 
-        def pixels(self, data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
+        def prepare(self, data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
             self.decoded += 1
             return encoder.preprocessor.pixels(data)
+
+        def finish(self, *prepared: Any) -> tuple[torch.Tensor, dict[int, str]]:
+            return encoder.preprocessor.finish(*prepared)
 
         def tokens(self, captions: list[str]) -> torch.Tensor:
             return encoder.preprocessor.tokens(captions)

@@ -6,6 +6,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults.dying import count_past_deadly, count_to, die, killed, nothing, once, wait_for_the_last, work
@@ -86,11 +87,14 @@ class Killer:
         self.flag = flag
         self.seen = 0
 
-    def pixels(self, data: bytes) -> object:
+    def prepare(self, data: bytes) -> object:
         self.seen += 1
         if self.seen == 30 and once(self.flag):
             killed(os.getpid())
-        return self.preprocessor.pixels(data)
+        return self.preprocessor.prepare(data)
+
+    def finish(self, *prepared: Any) -> object:
+        return self.preprocessor.finish(*prepared)
 
     def tokens(self, captions: list[str]) -> object:
         return self.preprocessor.tokens(captions)
@@ -115,10 +119,10 @@ class Deadly(Killer):
         super().__init__(encoder, Path())
         self.pictures = pictures
 
-    def pixels(self, data: bytes) -> object:
+    def prepare(self, data: bytes) -> object:
         if data in self.pictures:
             killed(os.getpid())
-        return self.preprocessor.pixels(data)
+        return self.preprocessor.prepare(data)
 
 
 def test_pictures_that_kill_their_decoder_are_all_that_is_lost(encoder: DualEncoder, tmp_path: Path) -> None:
@@ -153,6 +157,6 @@ def test_skipped_chunks_are_the_first(faulty_index: CorpusIndex, encoder: DualEn
     from noisyclean.corpus.stream import _ChunkReader
 
     reader = _ChunkReader(encoder.preprocessor, 10, None)
-    whole = [one.rows for one in reader.read(faulty_index.shards[shard])]
+    whole = [one.chunk.rows for one in reader.read(faulty_index.shards[shard])]
     for skip in range(len(whole) + 1):
-        assert [one.rows for one in reader.read(faulty_index.shards[shard], skip)] == whole[skip:]
+        assert [one.chunk.rows for one in reader.read(faulty_index.shards[shard], skip)] == whole[skip:]
