@@ -1,26 +1,29 @@
-"""How fast pictures become model input, and what the fast way of decoding changes.
+"""How fast pictures become model input, and what ways of decoding that are not exact change.
 
     python benchmarks/decoding.py rates SHARDS
     python benchmarks/decoding.py fidelity SHARDS -m RUN/fold-0/encoder
 
 ``rates``: samples a second of one core's time, which contention does not change much, for single steps and for whole
 loaders with their workers; all take turns, and medians are printed. ``fidelity``: SHARDS are scored by a model that was
-not fitted to them, once with ``--decode exact`` and once with ``--decode fast``, and the two compared.
+not fitted to them, with ``--decode exact``, ``fast`` and ``gpu``, and the last two compared with the first. What a GPU
+decodes, only ``--device cuda`` tells: on a CPU ``gpu`` takes libjpeg.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
+import resource
 import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from typing import get_args
 
 import numpy as np
 import open_clip
+import pandas as pd
 import torch
 import webdataset
 from PIL import Image
@@ -28,9 +31,11 @@ from scipy.stats import spearmanr
 from torch.utils.data import DataLoader
 
 import noisyclean as nc
+from noisyclean.corpus.decoding import Decode
 from noisyclean.corpus.locate import Shard, find_shards
 from noisyclean.corpus.shards import ShardReader
 from noisyclean.corpus.stream import stream_chunks
+from noisyclean.device import choose_device
 from noisyclean.encoders import DualEncoder, create_encoder
 from noisyclean.manifest.schema import MEASURED
 
@@ -50,10 +55,10 @@ def rates(shards: list[Shard], encoder: DualEncoder, workers: int, times: int) -
             transform(Image.open(io.BytesIO(one.image or b"")).convert("RGB"))
         return len(samples)
 
-    def with_noisyclean(decode: str) -> int:
+    def with_noisyclean(decode: Decode) -> int:
         preprocessor = replace(encoder.preprocessor, decode=decode)
         for one in samples:
-            preprocessor.pixels(one.image or b"")
+            preprocessor.prepare(one.image or b"")
         return len(samples)
 
     def tokens() -> int:
@@ -68,7 +73,7 @@ def rates(shards: list[Shard], encoder: DualEncoder, workers: int, times: int) -
         pairs = pairs.map_tuple(transform, lambda caption: encoder.preprocessor.tokens([caption])[0]).batched(CHUNK)
         return sum(len(images) for images, _ in DataLoader(pairs, batch_size=None, num_workers=workers))
 
-    def loader(decode: str) -> int:
+    def loader(decode: Decode) -> int:
         preprocessor = replace(encoder.preprocessor, decode=decode)
         return sum(len(one.image) for one in stream_chunks(shards, preprocessor, chunk_size=CHUNK, workers=workers))
 
@@ -76,6 +81,7 @@ def rates(shards: list[Shard], encoder: DualEncoder, workers: int, times: int) -
         "Pillow and open_clip's transform": with_open_clip,
         "--decode exact": lambda: with_noisyclean("exact"),
         "--decode fast": lambda: with_noisyclean("fast"),
+        "--decode gpu, what is left to the workers": lambda: with_noisyclean("gpu"),
         "tokens": tokens,
         "reading the tar": reading,
     }
@@ -83,6 +89,7 @@ def rates(shards: list[Shard], encoder: DualEncoder, workers: int, times: int) -
         "webdataset, Pillow and open_clip's transform": plain_loader,
         "stream_chunks, exact": lambda: loader("exact"),
         "stream_chunks, fast": lambda: loader("fast"),
+        f"stream_chunks, gpu, on {encoder.device}": lambda: loader("gpu"),
     }
     print_rates("steps", steps, times)
     print_rates(f"loaders, workers: {workers}", loaders, times)
@@ -90,8 +97,8 @@ def rates(shards: list[Shard], encoder: DualEncoder, workers: int, times: int) -
 
 def cpu_seconds() -> float:
     """Of this process and of those it has waited for."""
-    spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
 
 
 def print_rates(title: str, ways: dict[str, Callable[[], int]], times: int) -> None:
@@ -107,19 +114,20 @@ def print_rates(title: str, ways: dict[str, Callable[[], int]], times: int) -> N
         print(f"| {name} | {statistics.median(values):,.0f} | {statistics.median(values) / first:.2f} |", flush=True)
 
 
-def fidelity(shards: list[str], model: str) -> None:
-    """Print how far scores and splits of the two ways agree."""
-    found = []
-    for decode in ("exact", "fast"):
+def fidelity(shards: list[str], model: str, device: torch.device) -> None:
+    """Print how far scores and splits of each way agree with those of the exact one."""
+    found: dict[Decode, pd.DataFrame] = {}
+    for decode in get_args(Decode):
         with tempfile.TemporaryDirectory() as out:
-            nc.score(shards, model=model, out=out, decode=decode)
-            found.append(nc.Manifest(out).pairs().sort_values(["shard", "index"], ignore_index=True))
-    exact, fast = found
-    print("| | rank correlation |\n|---|---|")
+            nc.score(shards, model=model, out=out, decode=decode, device=str(device))
+            found[decode] = nc.Manifest(out).pairs().sort_values(["shard", "index"], ignore_index=True)
+    exact = found.pop("exact")
+    print(f"| rank correlation with exact, on {device} | {' | '.join(found)} |\n|---{'|---' * len(found)}|")
     for name in MEASURED:
-        print(f"| {name} | {spearmanr(exact[name], fast[name], nan_policy='omit').statistic:.6f} |")
-    same = np.mean(exact["split"].astype(str) == fast["split"].astype(str))
-    print(f"\nOf {len(exact):,} pairs {same:.2%} are in the same split.")
+        ranks = [spearmanr(exact[name], one[name], nan_policy="omit").statistic for one in found.values()]
+        print(f"| {name} | {' | '.join(f'{one:.6f}' for one in ranks)} |")
+    same = [np.mean(exact["split"].astype(str) == one["split"].astype(str)) for one in found.values()]
+    print(f"| same split, of {len(exact):,} pairs | {' | '.join(f'{one:.2%}' for one in same)} |")
 
 
 def main() -> None:
@@ -130,11 +138,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the model's input in pixels, for rates")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--device", help="where the model is; default: a GPU if there is one")
     wanted = parser.parse_args()
+    device = choose_device(wanted.device)
     if wanted.what == "fidelity":
-        fidelity(wanted.shards, wanted.model)
+        fidelity(wanted.shards, wanted.model, device)
     else:
-        encoder = create_encoder("noisyclean-tiny", image_size=wanted.size, context_length=77)
+        encoder = create_encoder("noisyclean-tiny", image_size=wanted.size, context_length=77).to(device)
         rates(find_shards(wanted.shards), encoder, wanted.workers, wanted.times)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from noisyclean.cli.options import AsJson, Device, Workers
+from noisyclean.corpus.decoding import Decode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,6 +156,7 @@ def throughput(
     times: Annotated[int, typer.Option(min=1, help="Rounds; medians are taken.")] = 5,
     workers: Workers = None,
     device: Device = None,
+    decode: Annotated[Decode, typer.Option(help="How pictures are decoded where scoring is measured.")] = "fast",
     as_json: AsJson = False,
 ) -> None:
     """How fast are pairs scored and learned here, and what is the limit?
@@ -173,7 +175,13 @@ def throughput(
 
     with progress_bar() as progress:
         found = bench_throughput(
-            shards or None, model=model, times=times, workers=workers, device=device, progress=progress
+            shards or None,
+            model=model,
+            times=times,
+            workers=workers,
+            device=device,
+            decode=decode,
+            progress=progress,
         )
     if as_json:
         print_json(dataclasses.asdict(found))

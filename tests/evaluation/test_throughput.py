@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision
 from helpers import Listener, pair, read_tar, write_tar
 from PIL import Image
 
@@ -186,6 +187,26 @@ class TestRun:
         assert found.machine["pairs"] == PAIRS
         assert "webdataset is not installed" in throughput_markdown(found)
 
+    def test_pictures_may_be_decoded_by_the_device(
+        self, small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(plain, "find_spec", lambda name: None)
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setattr(measure, "CPU_SHARE", 1)
+        decoded: list[int] = []
+        decode = torchvision.io.decode_jpeg
+        monkeypatch.setattr(
+            torchvision.io, "decode_jpeg", lambda jpegs, **how: (decoded.append(len(jpegs)), decode(jpegs, **how))[1]
+        )
+        write_tars(tmp_path / "own", make_pairs(PAIRS, THUMBNAIL), PAIRS)
+        found = measure.bench_throughput(
+            str(tmp_path / "own"), model="noisyclean-nano", times=1, workers=0, device="cpu", decode="gpu"
+        )
+        # Two loaders, passes for two models, and both end to end, at the least.
+        assert sum(decoded) > 6 * PAIRS
+        assert found.rows_lost == 0
+        assert "0 decoding processes (--decode gpu)" in throughput_markdown(found)
+
 
 class TestMistakes:
     def test_no_such_model(self) -> None:
@@ -221,7 +242,8 @@ class TestCommand:
         assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(dataclasses.asdict(found)))
 
     def test_text_is_the_tables(self, found: Throughput, capsys: pytest.CaptureFixture[str]) -> None:
-        self.run("a.tar", "b.tar", "-m", "ViT-B-32", "--times", "3", "--workers", "2", "--device", "cpu")
+        words = "a.tar b.tar -m ViT-B-32 --times 3 --workers 2 --device cpu --decode gpu"
+        self.run(*words.split())
         assert capsys.readouterr().out == throughput_markdown(found) + "\n"
         del self.asked["progress"]
         assert self.asked == {
@@ -230,4 +252,5 @@ class TestCommand:
             "times": 3,
             "workers": 2,
             "device": "cpu",
+            "decode": "gpu",
         }

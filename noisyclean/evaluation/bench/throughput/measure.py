@@ -14,6 +14,8 @@ import open_clip
 import torch
 
 import noisyclean
+from noisyclean.corpus.decoding import Decode
+from noisyclean.corpus.device_decoding import require_decoder
 from noisyclean.corpus.locate import ShardSpec
 from noisyclean.corpus.parallel import default_workers
 from noisyclean.device import choose_device
@@ -56,6 +58,7 @@ def bench_throughput(
     times: int = 5,
     workers: int | None = None,
     device: str | None = None,
+    decode: Decode = "fast",
     progress: Progress = SILENT,
 ) -> Throughput:
     """Measure scoring and training on this machine; nothing is left behind.
@@ -67,10 +70,11 @@ def bench_throughput(
         times: rounds in which everything that is compared takes turns.
         workers: decoding processes; None: as many as there are cores.
         device: a torch device; None: CUDA if there is one, else the CPU.
+        decode: how pictures become model input where scoring is measured.
         progress: who is told how it goes.
 
     Raises:
-        UsageError: the shards or the model cannot be what is meant.
+        UsageError: the shards or the model cannot be what is meant, or the device cannot decode.
         NoisycleanError: the shards hold no pair.
     """
     place = choose_device(device)
@@ -78,6 +82,10 @@ def bench_throughput(
     name = MODEL if model is None else model
     # Loaded before anything is made: a wrong name is told at once.
     encoders = [_encoder(one) for one in (name, TINY)]
+    for one in encoders:
+        one.decode_as(decode)
+    if decode == "gpu":
+        require_decoder(place)
     load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(prefix="noisyclean-bench-") as folder:
         root = Path(folder)
@@ -104,6 +112,7 @@ def bench_throughput(
             "noisyclean": noisyclean.__version__,
             "model": name,
             "workers": workers,
+            "decode": decode,
             "width": subject.width,
             "times": times,
             "pairs": corpus.pairs,
@@ -174,7 +183,7 @@ def _scoring(
         fast["plain_loader"] = rate(lambda: plain.load(corpus.whole, subject.width, subject.workers))
     found = take_turns(f"scoring with {subject.folder.name}", slow, times, progress)
     found |= take_turns("decoding, and scoring with the tiny encoder", fast, times, progress)
-    shared = subject.encoder.device.type == "cpu"
+    shared = subject.encoder.device.type == "cpu" or subject.encoder.preprocessor.decode == "gpu"
     return {
         "end_to_end_over_model": ratio(found, "end_to_end", "model"),
         "end_to_end_over_limit": _over_limit(found, "end_to_end", "model", "loader", shared),
@@ -189,7 +198,7 @@ def _scoring(
 
 
 def _over_limit(found: Rates, way: str, model: str, loader: str, shared: bool) -> float:
-    """The median of a way's rate over what a model and a loader allow, on the same cores or side by side."""
+    """The median of a way's rate over what a model and a loader allow, on the same cores or GPU, or side by side."""
     rounds = zip(found[way], found[model], found[loader], strict=True)
     return median(a * (1 / b + 1 / c if shared else 1 / min(b, c)) for a, b, c in rounds)
 

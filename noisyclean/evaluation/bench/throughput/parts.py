@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noisyclean.corpus.decoding import Encoded
 from noisyclean.corpus.locate import find_shards
 from noisyclean.corpus.shards import ShardReader
 from noisyclean.evaluation.bench.throughput.scoring import Subject, unit_vectors
@@ -43,8 +44,11 @@ def stage_seconds(subject: Subject, tars: Sequence[Path], out: Path) -> dict[str
                 pass
 
     def decode() -> None:
-        for sample in samples:
-            preprocessor.pixels(sample.image or b"")
+        for start in range(0, len(samples), CHUNK):
+            prepared = [preprocessor.prepare(sample.image or b"") for sample in samples[start : start + CHUNK]]
+            left = dict(enumerate(one for one in prepared if isinstance(one, Encoded)))
+            image, _ = preprocessor.finish(torch.empty(0), left)
+            image[:1].cpu()  # a GPU has done its work only then
 
     def tokenise() -> None:
         for start in range(0, len(captions), CHUNK):
