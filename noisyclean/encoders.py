@@ -119,9 +119,9 @@ class Preprocessor:
             return pixels, {}
         image = torch.empty((len(pixels) + len(jpegs), *self.size, 3), dtype=torch.uint8, device=self.device)
         if len(pixels):
-            image[[place for place in range(len(image)) if place not in jpegs]] = pixels.to(self.device)
+            image[[place for place in range(len(image)) if place not in jpegs]] = pixels.to(image.device)
         refused = dict(jpegs)
-        for places, decoded in decode_jpegs(jpegs, self.device):
+        for places, decoded in decode_jpegs(jpegs, image.device):
             image[places] = self._resized(decoded).permute(0, 2, 3, 1)
             for place in places:
                 del refused[place]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import torchvision
 from helpers import Members, encode_image, write_tar
 from PIL import Image
@@ -266,3 +267,19 @@ def test_what_is_left_to_the_device(data: bytes, left: bool) -> None:
 def test_what_is_refused_is_refused_at_once(data: bytes) -> None:
     with pytest.raises(UndecodableError):
         whole_jpeg(data)
+
+
+def test_on_a_gpu_nothing_waits_to_be_computed_when_nvjpeg_begins(
+    monkeypatch: pytest.MonkeyPatch, decoder: Callable[[Decoder], None]
+) -> None:
+    """It would write over memory that is still to be read."""
+    events: list[str] = []
+
+    class Stream:
+        def synchronize(self) -> None:
+            events.append("through")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    decoder(lambda jpegs, decode: events.append("decodes"))
+    require_decoder(torch.device("cuda"))
+    assert events == ["through", "decodes"]
