@@ -94,7 +94,7 @@ def decode_reduced(data: bytes, least: tuple[int, int]) -> tuple[NDArray[np.uint
 def whole_jpeg(data: bytes) -> Encoded | None:
     """The JPEG, if any decoder may be trusted with it; None: it is none, or better left to :func:`decode_reduced`.
 
-    nvJPEG does not say that a picture is cut off, and takes colours for YCbCr whatever they are. What is damaged amid
+    nvJPEG does not say that a picture is cut off, and may take colours for YCbCr that are not. What is damaged amid
     the picture, which libjpeg forgives or has words for, nobody can see without decoding: that comes out somehow.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,22 @@ def test_on_a_gpu_nothing_waits_to_be_computed_when_nvjpeg_begins(
     decoder(lambda jpegs, decode: events.append("decodes"))
     require_decoder(torch.device("cuda"))
     assert events == ["through", "decodes"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"mode": "L"}, {"progressive": True}, {"subsampling": 0}])
+def test_a_gpu_shows_what_a_cpu_does(encoder: DualEncoder, options: dict[str, Any]) -> None:
+    jpegs = {}
+    for number in range(9):
+        jpeg = whole_jpeg(photo(number, **options))
+        assert jpeg is not None
+        jpegs[number] = jpeg
+    encoder.decode_as("gpu")
+    try:
+        here, there = (replace(encoder.preprocessor, device=torch.device(one)) for one in ("cpu", "cuda"))
+        (expected, _), (found, faults) = (one.finish(torch.empty(0), jpegs) for one in (here, there))
+    finally:
+        encoder.decode_as("fast")
+    assert faults == {}
+    assert found.device.type == "cuda"
+    assert (found.cpu().float() - expected.float()).abs().mean() < 2
