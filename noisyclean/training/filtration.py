@@ -7,7 +7,7 @@ it (ours; docs/method.md, section 2). The in-sample filters are there to be comp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,33 +103,32 @@ def judge(
     ids = index.caption[found]
     at = np.flatnonzero(np.isin(found, drawn[:size]))
     bank = ReferenceBank.build(ids[at], image[at], text[at], encoder.temperature.item())
-    neighbourhood = Neighbourhood.of(bank, ids, image, text, neighbours) if neighbours else None
+    alone = bank.score(image, text, ids)
+    neighbourhood = Neighbourhood.of(bank, ids, image, text, alone.match_score, neighbours) if neighbours else None
     kept_rows: list[NDArray[np.int64]] = []
     scores: list[list[Tensor]] = []
 
-    def add(at: NDArray[np.int64], image: Tensor, text: Tensor) -> None:
-        ids = index.caption[at]
-        found = [*bank.score(image, text, ids)]
-        if neighbourhood is not None:
-            found.append(neighbourhood.match_scores(ids, image, text))
+    def add(at: NDArray[np.int64], image: Tensor, text: Tensor, alone: Sequence[Tensor]) -> None:
+        asked = [neighbourhood.match_scores(index.caption[at], image, text)] if neighbourhood is not None else []
         kept_rows.append(at)
-        scores.append([one.cpu() for one in found])
+        scores.append([one.cpu() for one in (*alone, *asked)])
 
     own = world.share(len(found))
-    add(found[own], image[own], text[own])
+    add(found[own], image[own], text[own], [one[own] for one in alone])
     with encoder.inference():
         for batch in filter(len, source.batches(np.setdiff1d(rows, drawn), batch_size)):
-            add(batch.rows.numpy(), *encoder.encode(batch.pixels, batch.tokens))
+            at, sides = batch.rows.numpy(), encoder.encode(batch.pixels, batch.tokens)
+            add(at, *sides, bank.score(*sides, index.caption[at]))
             if on_batch is not None:
                 on_batch(len(batch))
     everyones = world.everyone((np.concatenate(kept_rows), [torch.cat(parts) for parts in zip(*scores, strict=True)]))
     columns = [torch.cat(parts) for parts in zip(*(found for _, found in everyones), strict=True)]
-    alone = PairStatistics(*columns[: len(PairStatistics._fields)])
-    p = bank.p_values(alone.match_score.numpy())
+    statistics = PairStatistics(*columns[: len(PairStatistics._fields)])
+    p = bank.p_values(statistics.match_score.numpy())
     if neighbourhood is not None:
         asked = p_values(columns[-1].numpy(), neighbourhood.null())
         p = max(p, asked, key=lambda one: information(_clean(one, bank)))
-    return Judged(np.concatenate([at for at, _ in everyones]), alone, bank, p)
+    return Judged(np.concatenate([at for at, _ in everyones]), statistics, bank, p)
 
 
 def _clean(p: NDArray[np.float64], bank: ReferenceBank) -> NDArray[np.float64]:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyclean.calibration import match_probability, noise_rate
-from noisyclean.scoring.reference import NULL_SCORES, ReferenceBank, places
+from noisyclean.scoring.reference import ReferenceBank, places
 from noisyclean.srem import expanded_match_scores, expanded_null_scores, expanded_queries
 
+NULL_SCORES = 2**15
+"""Known mismatches in the null: what weights are made of needs no p-values under 1e-4."""
 LEAST_PROBABILITY = 1e-3
 """What a pair's probability of being clean is at least taken to be."""
 
@@ -38,16 +40,20 @@ class Neighbourhood:
 
     @classmethod
     def of(
-        cls, bank: ReferenceBank, ids: NDArray[np.int64], image: Tensor, text: Tensor, neighbours: int
+        cls,
+        bank: ReferenceBank,
+        ids: NDArray[np.int64],
+        image: Tensor,
+        text: Tensor,
+        match_score: Tensor,
+        neighbours: int,
     ) -> Neighbourhood:
-        """Of these pairs, in any order."""
-        order = np.argsort(ids)
-        ids, at = ids[order], torch.from_numpy(order)
-        image, text = image[at], text[at]
-        p = bank.p_values(bank.score(image, text, ids).match_score.cpu().numpy())
+        """Of these pairs, in any order, each with its own match score against the bank."""
+        p = bank.p_values(match_score.cpu().numpy())
         clean = match_probability(p, noise_rate(p, null_pairs=len(bank)).estimate)
-        log_weight = torch.from_numpy(np.log(np.maximum(clean, LEAST_PROBABILITY))).float().to(image.device)
-        return cls(bank, ids, image, text, log_weight, neighbours)
+        log_weight = torch.from_numpy(np.log(np.maximum(clean, LEAST_PROBABILITY))).float()
+        at = torch.from_numpy(np.argsort(ids))
+        return cls(bank, np.sort(ids), image[at], text[at], log_weight[at].to(image.device), neighbours)
 
     def null(self) -> NDArray[np.float32]:
         """(n,) match scores of known mismatches, ascending."""
