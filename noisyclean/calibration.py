@@ -169,10 +169,10 @@ def match_probability(p: ArrayLike, noise: float, *, counts: ArrayLike | None = 
 
 
 def information(probability: Float64) -> float:
-    """Bits that match probabilities tell of a pair, on average: of two judges the better one has more (ours).
+    """Bits that match probabilities tell of a pair, on average.
 
     The mutual information of "clean or not" and the score, H(mean probability) − mean H(probability), H the entropy of
-    a yes or no. No label is needed, as the probabilities are calibrated.
+    a yes or no. No label is needed, as far as the probabilities are calibrated.
 
     Args:
         probability: (N,) in [0, 1], N ≥ 1.

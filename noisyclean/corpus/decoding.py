@@ -37,6 +37,8 @@ _STRIP = 64
 
 _END = b"\xff\xd9"
 """The last marker of a JPEG."""
+_MOST_ENCODED = 2**19
+"""Bytes of a JPEG that may be handed on undecoded: some hundred of them wait in each process."""
 
 
 class UndecodableError(Exception):
@@ -103,7 +105,9 @@ def whole_jpeg(data: bytes) -> Encoded | None:
     import numpy as np
 
     image = _open(data)
-    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not data.rstrip(b"\0").endswith(_END):
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or len(data) > _MOST_ENCODED:
+        return None
+    if not data.rstrip(b"\0").endswith(_END):
         return None
     components = bytes(number for number, *_ in image.layer)  # type: ignore[attr-defined]
     if components == b"RGB" or image.info.get("adobe_transform") == 0:

@@ -38,7 +38,7 @@ def require_decoder(device: torch.device) -> None:
 def decode_jpegs(jpegs: Mapping[int, Encoded], device: torch.device) -> Iterator[tuple[list[int], Tensor]]:
     """Yield, of pictures by their places, the places of some of one size with their pixels: (k, 3, H, W) uint8.
 
-    These are on ``device``, no more than ``MAX_PIXELS`` at a time. A picture that its decoder refuses is left out.
+    These are on ``device``, decoded about ``MAX_PIXELS`` at a time. A picture that its decoder refuses is left out.
 
     Raises:
         UsageError: nothing can be decoded on ``device``.
@@ -73,6 +73,8 @@ def _decode_each(jpegs: list[Tensor], device: torch.device) -> list[Tensor | Non
     """(3, H, W) uint8 of each, or None: refused."""
     try:
         return [*_decode(jpegs, device)]
+    except torch.OutOfMemoryError:  # says nothing of the pictures
+        raise
     except RuntimeError:
         if len(jpegs) == 1:
             return [None]

@@ -250,7 +250,7 @@ class CrossFit:
                         self.source,
                         rows if out_of_fold else student.trained,
                         size,
-                        neighbours=objective.neighbours,
+                        neighbours=objective.neighbours if objective.threshold in ("posterior", "q_value") else 0,
                         on_batch=on_batch,
                         world=self.world,
                     ),

@@ -83,7 +83,7 @@ def judge(
 ) -> Judged:
     """Score pairs as ``score`` does, against a bank drawn from themselves. Each pair is embedded once.
 
-    Memory: the bank, the pairs that are asked about others, and seven numbers a pair.
+    Memory: the bank, twice the pairs that are asked about others, and some twenty numbers a pair.
 
     Args:
         rows: rows of the index.
@@ -104,12 +104,14 @@ def judge(
     at = np.flatnonzero(np.isin(found, drawn[:size]))
     bank = ReferenceBank.build(ids[at], image[at], text[at], encoder.temperature.item())
     alone = bank.score(image, text, ids)
-    neighbourhood = Neighbourhood.of(bank, ids, image, text, alone.match_score, neighbours) if neighbours else None
+    neighbourhood = None
+    if neighbours:
+        neighbourhood = Neighbourhood.of(bank, index, (found, image, text), alone.match_score, neighbours)
     kept_rows: list[NDArray[np.int64]] = []
     scores: list[list[Tensor]] = []
 
     def add(at: NDArray[np.int64], image: Tensor, text: Tensor, alone: Sequence[Tensor]) -> None:
-        asked = [neighbourhood.match_scores(index.caption[at], image, text)] if neighbourhood is not None else []
+        asked = [neighbourhood.match_scores(at, image, text)] if neighbourhood is not None else []
         kept_rows.append(at)
         scores.append([one.cpu() for one in (*alone, *asked)])
 
@@ -126,13 +128,23 @@ def judge(
     statistics = PairStatistics(*columns[: len(PairStatistics._fields)])
     p = bank.p_values(statistics.match_score.numpy())
     if neighbourhood is not None:
-        asked = p_values(columns[-1].numpy(), neighbourhood.null())
-        p = max(p, asked, key=lambda one: information(_clean(one, bank)))
+        opinions = p, p_values(columns[-1].numpy(), neighbourhood.null())
+        # One process decides: where they tell as much, others might come to another end.
+        p = opinions[world.once(lambda: more_telling(opinions, null_pairs=len(bank)))]
     return Judged(np.concatenate([at for at, _ in everyones]), statistics, bank, p)
 
 
-def _clean(p: NDArray[np.float64], bank: ReferenceBank) -> NDArray[np.float64]:
-    return match_probability(p, noise_rate(p, null_pairs=len(bank)).estimate)
+def more_telling(opinions: Sequence[NDArray[np.float64]], *, null_pairs: int) -> int:
+    """Which of several opinions, (N,) p-values each, tells most of which pairs are clean; the first of equals (ours).
+
+    Of each its match probabilities are taken, all with one noise rate: the least of their estimates, as each of these
+    is an upper bound. (With its own, who takes true pairs for mismatches would seem to have much to tell.)
+
+    Args:
+        null_pairs: independent pairs behind the null.
+    """
+    least = min(noise_rate(p, null_pairs=null_pairs).estimate for p in opinions)
+    return int(np.argmax([information(match_probability(p, least)) for p in opinions]))
 
 
 def srem_filter(judged: Judged, recipe: SremObjective) -> Filtered:

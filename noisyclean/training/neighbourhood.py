@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyclean.calibration import match_probability, noise_rate
-from noisyclean.scoring.reference import ReferenceBank, places
+from noisyclean.corpus.index import CorpusIndex
+from noisyclean.scoring.reference import Embedded, ReferenceBank, places
 from noisyclean.srem import expanded_match_scores, expanded_null_scores, expanded_queries
 
 NULL_SCORES = 2**15
@@ -25,14 +26,16 @@ class Neighbourhood:
 
     Attributes:
         bank: drawn from among them.
-        ids: (P,) int64 caption hashes, ascending, all different.
+        index: of the corpus; no two of the P share a caption or a picture.
+        rows: (P,) int64 rows of the index.
         image, text: (P, d) float32 unit-norm embeddings.
         log_weight: (P,) float32, log of the probability that each is clean, by its own match score.
         neighbours: how many are asked about a side of a pair.
     """
 
     bank: ReferenceBank
-    ids: NDArray[np.int64]
+    index: CorpusIndex
+    rows: NDArray[np.int64]
     image: Tensor
     text: Tensor
     log_weight: Tensor
@@ -40,44 +43,50 @@ class Neighbourhood:
 
     @classmethod
     def of(
-        cls,
-        bank: ReferenceBank,
-        ids: NDArray[np.int64],
-        image: Tensor,
-        text: Tensor,
-        match_score: Tensor,
-        neighbours: int,
+        cls, bank: ReferenceBank, index: CorpusIndex, pool: Embedded, match_score: Tensor, neighbours: int
     ) -> Neighbourhood:
-        """Of these pairs, in any order, each with its own match score against the bank."""
-        p = bank.p_values(match_score.cpu().numpy())
+        """Of the pairs of a pool, with their own match scores against the bank.
+
+        Of those whose scores are not finite, as of an overflow in half precision, nobody is asked anything.
+        """
+        finite = match_score.isfinite()
+        rows, image, text = pool[0][finite.cpu().numpy()], pool[1][finite], pool[2][finite]
+        p = bank.p_values(match_score[finite].cpu().numpy())
         clean = match_probability(p, noise_rate(p, null_pairs=len(bank)).estimate)
-        log_weight = torch.from_numpy(np.log(np.maximum(clean, LEAST_PROBABILITY))).float()
-        at = torch.from_numpy(np.argsort(ids))
-        return cls(bank, np.sort(ids), image[at], text[at], log_weight[at].to(image.device), neighbours)
+        log_weight = torch.from_numpy(np.log(np.maximum(clean, LEAST_PROBABILITY))).float().to(image.device)
+        return cls(bank, index, rows, image, text, log_weight, neighbours)
 
     def null(self) -> NDArray[np.float32]:
         """(n,) match scores of known mismatches, ascending."""
         bank = self.bank
-        queries = self._queries(bank.ids, bank.image, bank.text)
+        queries = self._queries(self.rows[self._with(self.index.caption, bank.ids)], bank.image, bank.text)
         shifts = -(-NULL_SCORES // len(bank))
         scores = expanded_null_scores(bank.image, bank.text, *queries, bank.temperature, shifts)
         return np.sort(scores.cpu().numpy())
 
-    def match_scores(self, ids: NDArray[np.int64], image: Tensor, text: Tensor) -> Tensor:
-        """(B,) match scores of B pairs, of which the caption hashes and (B, d) embeddings are given.
+    def match_scores(self, rows: NDArray[np.int64], image: Tensor, text: Tensor) -> Tensor:
+        """(B,) match scores of the pairs of (B,) rows, whose (B, d) embeddings are given.
 
-        Pairs with the same caption are neither asked nor rivals: they are the pair itself, or say the same of others.
+        A pair with the same caption is no rival: it is the pair itself, or says the same. Nor is it asked, nor is one
+        with the same picture, of which all captions may have gone wrong together: none of the null's pairs has one.
         """
         bank = self.bank
-        own = torch.from_numpy(places(bank.ids, ids)).to(image.device)
+        own = torch.from_numpy(places(bank.ids, self.index.caption[rows])).to(image.device)
         return expanded_match_scores(
-            image, text, *self._queries(ids, image, text), bank.image, bank.text, bank.temperature, own
+            image, text, *self._queries(rows, image, text), bank.image, bank.text, bank.temperature, own
         )
 
-    def _queries(self, ids: NDArray[np.int64], image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        own = torch.from_numpy(places(self.ids, ids)).to(image.device)
-        asked = (self.log_weight, own, self.bank.temperature, self.neighbours)
+    def _queries(self, rows: NDArray[np.int64], image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        own = np.stack([self._with(hashes, hashes[rows]) for hashes in (self.index.caption, self.index.image)], axis=1)
+        asked = (self.log_weight, torch.from_numpy(own).to(image.device), self.bank.temperature, self.neighbours)
         return (
             expanded_queries(image, self.image, self.text, *asked),
             expanded_queries(text, self.text, self.image, *asked),
         )
+
+    def _with(self, hashes: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) places of those in the pool of whom the index has these hashes; −1: nobody."""
+        known = hashes[self.rows]
+        order = np.argsort(known)
+        at = places(known[order], wanted)
+        return np.where(at >= 0, order[at], -1)

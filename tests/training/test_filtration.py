@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from noisyclean.training.filtration import LEAST_PROBABILITY, selective_weights
+from noisyclean.training.filtration import LEAST_PROBABILITY, more_telling, selective_weights
 
 probabilities = arrays(np.float64, st.integers(1, 300), elements=st.floats(0, 1))
 exponents = st.floats(1, 6)
@@ -59,3 +59,14 @@ def test_a_few_sure_pairs_among_many_do_not_take_all_of_the_training() -> None:
     cubed, weight = probability**3, selective_weights(probability, 3.0, 0.3)
     assert cubed[:2].sum() / cubed.sum() > 0.9
     assert weight[:2].sum() / weight.sum() < 0.3
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.02, 0.05, 0.2, 0.4, 0.8])
+def test_the_better_opinion_tells_more(rate: float) -> None:
+    """The worse one takes three true pairs in ten for mismatches, and is sure of all."""
+    random = np.random.default_rng(0)
+    clean = random.random(20_000) >= rate
+    sure = np.where(clean, random.random(20_000) ** 8, random.random(20_000))
+    unseen = np.where(clean & (random.random(20_000) < 0.7), random.random(20_000) ** 30, random.random(20_000))
+    assert more_telling([sure, unseen], null_pairs=5_000) == 0
+    assert more_telling([unseen, sure], null_pairs=5_000) == 1
