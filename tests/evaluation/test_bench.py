@@ -528,12 +528,12 @@ def judged_pairs(
     rows: NDArray[np.int64], scores: NDArray[Any], null: NDArray[Any], bank: int, **statistics: Any
 ) -> Judged:
     values = {name: np.zeros(len(rows)) for name in STATISTICS} | {"match_score": scores} | statistics
-    return Judged(
-        rows,
-        PairStatistics(**{name: torch.from_numpy(value).float() for name, value in values.items()}),
-        # Its pairs are more alike than those that are judged: the similarities, all 0, have no say in the noise rate.
-        ReferenceBank(np.arange(bank), *torch.ones(2, bank, 2), 0.1, null.astype(np.float32), np.ones(1, np.float32)),
+    found = PairStatistics(**{name: torch.from_numpy(value).float() for name, value in values.items()})
+    # Its pairs are more alike than those that are judged: the similarities, all 0, have no say in the noise rate.
+    reference = ReferenceBank(
+        np.arange(bank), *torch.ones(2, bank, 2), 0.1, null.astype(np.float32), np.ones(1, np.float32)
     )
+    return Judged(rows, found, reference, reference.p_values(found.match_score.numpy()))
 
 
 def planted_pairs(matched: NDArray[np.bool_], headline: NDArray[np.bool_] | None = None) -> PlantedCorpus:
