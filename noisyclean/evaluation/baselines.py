@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from noisyclean.srem import bank_statistics, logsumexps
+from noisyclean.srem.bank import without_own
 
 LEMON_BETA = 5.0
 LEMON_GAMMA = 5.0
@@ -251,8 +252,8 @@ def claimed_match_score(
         torch.split(image, chunk), torch.split(text, chunk), torch.split(own, chunk), strict=True
     ):
         own_logit = (one_image * one_text).sum(dim=1) / temperature
-        image_logits = _without_own(one_image @ bank_text.T / temperature, one_own)
-        text_logits = _without_own(one_text @ bank_image.T / temperature, one_own)
+        image_logits = without_own(one_image @ bank_text.T / temperature, one_own)
+        text_logits = without_own(one_text @ bank_image.T / temperature, one_own)
         # A probability is the logistic function of its logit against the others', which tells the surest pairs apart.
         log_p = logsigmoid(own_logit - image_logits.logsumexp(dim=1))
         log_r = logsigmoid(own_logit - text_logits.logsumexp(dim=1))
@@ -277,12 +278,6 @@ def _bank_and_own(size: int, bank: Tensor | None, device: torch.device) -> tuple
     own = torch.full((size,), -1, device=device)
     own[bank] = torch.arange(len(bank), device=device)
     return bank, own
-
-
-def _without_own(logits: Tensor, own: Tensor) -> Tensor:
-    in_bank = (own >= 0).nonzero().squeeze(1)
-    logits[in_bank, own[in_bank]] = -torch.inf
-    return logits
 
 
 def _with_newcomer(total: Tensor, logits: Tensor, outside: Tensor) -> Tensor:

@@ -268,6 +268,14 @@ def near_miss_scores(
     return _joined(parts)
 
 
+def without_own(logits: Tensor, own: Tensor) -> Tensor:
+    """``[B, M]`` logits, in place, with −∞ in each row's ``own`` columns: int64 ``[B]`` or ``[B, e]``, −1 for none."""
+    own = own.view(len(logits), -1)
+    row, which = (own >= 0).nonzero(as_tuple=True)
+    logits[row, own[row, which]] = -torch.inf
+    return logits
+
+
 def _mismatches(
     bank_image: Tensor,
     bank_text: Tensor,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
-from noisyclean.srem.bank import spread_shifts
+from noisyclean.srem.bank import spread_shifts, without_own
 
 CHUNK = 256
 """Pairs that are taken at a time."""
@@ -53,7 +53,7 @@ def expanded_queries(
     """
     parts = []
     for some, itself in zip(torch.split(side, chunk), torch.split(own, chunk), strict=True):
-        similarity = _without(some @ pool_side.T, itself)
+        similarity = without_own(some @ pool_side.T, itself)
         nearest, place = similarity.topk(min(neighbours, len(pool_side)), dim=1)
         share = (nearest / temperature + log_weight[place]).softmax(dim=1)
         parts.append(some + normalize(torch.einsum("bk,bkd->bd", share, pool_other[place]), dim=1))
@@ -89,7 +89,7 @@ def expanded_match_scores(
     scores = torch.zeros_like(image[:, 0])
     for query, answer, rivals in ((image_query, text, bank_text), (text_query, image, bank_image)):
         others = [
-            _without(some @ rivals.T / temperature, itself).logsumexp(dim=1)
+            without_own(some @ rivals.T / temperature, itself).logsumexp(dim=1)
             for some, itself in zip(torch.split(query, chunk), torch.split(own, chunk), strict=True)
         ]
         scores += logsigmoid((query * answer).sum(dim=1) / temperature - torch.cat(others))
@@ -126,7 +126,7 @@ def expanded_null_scores(
     itself = torch.arange(size, device=bank_image.device)
     image_others, text_others = (
         torch.cat(
-            [_without(query[at] @ rivals.T / temperature, at).logsumexp(dim=1) for at in torch.split(itself, chunk)]
+            [without_own(query[at] @ rivals.T / temperature, at).logsumexp(dim=1) for at in torch.split(itself, chunk)]
         )
         for query, rivals in ((image_query, bank_text), (text_query, bank_image))
     )
@@ -136,11 +136,3 @@ def expanded_null_scores(
         own = (image_query * bank_text[text]).sum(dim=1) + (bank_image * text_query[text]).sum(dim=1)
         parts.append(own / temperature - image_others - text_others[text])
     return torch.cat(parts) - 2 * math.log((size + 1) / (size - 1))
-
-
-def _without(logits: Tensor, own: Tensor) -> Tensor:
-    """The logits, in place, with −∞ where a row has its ``own`` columns, ``[B]`` or ``[B, e]``; −1 for none."""
-    own = own.view(len(logits), -1)
-    row, which = (own >= 0).nonzero(as_tuple=True)
-    logits[row, own[row, which]] = -torch.inf
-    return logits

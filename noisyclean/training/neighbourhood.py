@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,8 +27,9 @@ class Neighbourhood:
 
     Attributes:
         bank: drawn from among them.
-        index: of the corpus; no two of the P share a caption or a picture.
+        index: of the corpus.
         rows: (P,) int64 rows of the index.
+        captions, pictures: of the P their hashes, no two of which are equal.
         image, text: (P, d) float32 unit-norm embeddings.
         log_weight: (P,) float32, log of the probability that each is clean, by its own match score.
         neighbours: how many are asked about a side of a pair.
@@ -36,6 +38,8 @@ class Neighbourhood:
     bank: ReferenceBank
     index: CorpusIndex
     rows: NDArray[np.int64]
+    captions: pd.Index
+    pictures: pd.Index
     image: Tensor
     text: Tensor
     log_weight: Tensor
@@ -54,12 +58,13 @@ class Neighbourhood:
         p = bank.p_values(match_score[finite].cpu().numpy())
         clean = match_probability(p, noise_rate(p, null_pairs=len(bank)).estimate)
         log_weight = torch.from_numpy(np.log(np.maximum(clean, LEAST_PROBABILITY))).float().to(image.device)
-        return cls(bank, index, rows, image, text, log_weight, neighbours)
+        captions, pictures = (pd.Index(hashes[rows]) for hashes in (index.caption, index.image))
+        return cls(bank, index, rows, captions, pictures, image, text, log_weight, neighbours)
 
     def null(self) -> NDArray[np.float32]:
         """(n,) match scores of known mismatches, ascending."""
         bank = self.bank
-        queries = self._queries(self.rows[self._with(self.index.caption, bank.ids)], bank.image, bank.text)
+        queries = self._queries(self.rows[self.captions.get_indexer(pd.Index(bank.ids))], bank.image, bank.text)
         shifts = -(-NULL_SCORES // len(bank))
         scores = expanded_null_scores(bank.image, bank.text, *queries, bank.temperature, shifts)
         return np.sort(scores.cpu().numpy())
@@ -77,16 +82,10 @@ class Neighbourhood:
         )
 
     def _queries(self, rows: NDArray[np.int64], image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        own = np.stack([self._with(hashes, hashes[rows]) for hashes in (self.index.caption, self.index.image)], axis=1)
+        sides = ((self.captions, self.index.caption), (self.pictures, self.index.image))
+        own = np.stack([known.get_indexer(pd.Index(hashes[rows])) for known, hashes in sides], axis=1)
         asked = (self.log_weight, torch.from_numpy(own).to(image.device), self.bank.temperature, self.neighbours)
         return (
             expanded_queries(image, self.image, self.text, *asked),
             expanded_queries(text, self.text, self.image, *asked),
         )
-
-    def _with(self, hashes: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(B,) places of those in the pool of whom the index has these hashes; −1: nobody."""
-        known = hashes[self.rows]
-        order = np.argsort(known)
-        at = places(known[order], wanted)
-        return np.where(at >= 0, order[at], -1)
