@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.transforms import Compose, Normalize, Resize
-from torchvision.transforms.v2 import functional as pictures
+from torchvision.transforms import Compose, Normalize
 
 from noisyclean.corpus.decoding import (
     Decode,
@@ -42,7 +41,8 @@ from noisyclean.corpus.decoding import (
     decode_reduced,
     whole_jpeg,
 )
-from noisyclean.corpus.device_decoding import decode_jpegs
+from noisyclean.corpus.device_decoding import beside, decode_jpegs
+from noisyclean.corpus.resizing import Fit, fit_all, fit_one
 from noisyclean.device import choose_dtype
 from noisyclean.errors import UsageError
 from noisyclean.files import replacing, write_json
@@ -100,7 +100,7 @@ class Preprocessor:
         Raises:
             UndecodableError: as :meth:`pixels`; but a JPEG that is left to :meth:`finish` may still be broken.
         """
-        jpeg = whole_jpeg(data) if self.decode == "gpu" and self._resize is not None else None
+        jpeg = whole_jpeg(data) if self.decode == "gpu" and self._fit is not None else None
         return self.pixels(data) if jpeg is None else jpeg
 
     def finish(self, pixels: Tensor, jpegs: Mapping[int, Encoded]) -> tuple[Tensor, dict[int, str]]:
@@ -117,12 +117,19 @@ class Preprocessor:
         """
         if self.decode != "gpu":
             return pixels, {}
+        with beside(self.device):
+            return self._finished(pixels, jpegs)
+
+    def _finished(self, pixels: Tensor, jpegs: Mapping[int, Encoded]) -> tuple[Tensor, dict[int, str]]:
+        fit = cast(Fit, self._fit)  # without which no JPEG is left undecoded
         image = torch.empty((len(pixels) + len(jpegs), *self.size, 3), dtype=torch.uint8, device=self.device)
+        if image.is_cuda:
+            image.record_stream(torch.cuda.default_stream(image.device))  # where the model reads it
         if len(pixels):
             image[[place for place in range(len(image)) if place not in jpegs]] = pixels.to(image.device)
         refused = dict(jpegs)
         for places, decoded in decode_jpegs(jpegs, image.device):
-            image[places] = self._resized(decoded).permute(0, 2, 3, 1)
+            image[places] = fit_all(decoded, fit).permute(0, 2, 3, 1)
             for place in places:
                 del refused[place]
         faults = {}
@@ -130,7 +137,7 @@ class Preprocessor:
             try:
                 # Without torch, which in a forked process would wait for threads that are not there.
                 whole, _ = decode_apart(self._decoded, jpeg.data.tobytes())
-                image[place] = self._resized(torch.from_numpy(whole).permute(2, 0, 1)).permute(1, 2, 0)
+                image[place] = fit_one(torch.from_numpy(whole).permute(2, 0, 1), fit).permute(1, 2, 0)
             except UndecodableError as error:
                 faults[place] = str(error)
         return image, faults
@@ -145,25 +152,18 @@ class Preprocessor:
             picture = decode_image(data)
             return np.array(self.picture(picture)), picture.size
         decoded, size = self._decoded(data)
-        if self._resize is None:
+        if self._fit is None:
             return np.array(self.picture(Image.fromarray(decoded))), size
-        return self._resized(torch.from_numpy(decoded).permute(2, 0, 1)).permute(1, 2, 0).numpy(), size
+        return fit_one(torch.from_numpy(decoded).permute(2, 0, 1), self._fit).permute(1, 2, 0).numpy(), size
 
     def _decoded(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         height, width = self.size
         return decode_reduced(data, (_OVERSAMPLING * height, _OVERSAMPLING * width))
 
     @property
-    def _resize(self) -> Resize | None:
+    def _fit(self) -> Fit | None:
         """How torch can resize; None: open_clip's own kinds of resizing take pictures only."""
-        first = self.picture.transforms[0]
-        return first if isinstance(first, Resize) else None
-
-    def _resized(self, image: Tensor) -> Tensor:
-        """(…, 3, h, w) uint8 → (…, 3, H, W) uint8."""
-        assert self._resize is not None
-        image = pictures.resize(image, self._resize.size, self._resize.interpolation)
-        return cast(Tensor, pictures.center_crop(image, list(self.size)))
+        return Fit.of(self.picture.transforms[0], self.size)
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """Captions → (B, context) int64."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import cast
 
@@ -35,8 +35,28 @@ def require_decoder(device: torch.device) -> None:
         ) from error
 
 
-def decode_jpegs(jpegs: Mapping[int, Encoded], device: torch.device) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield, of pictures by their places, the places of some of one size with their pixels: (k, 3, H, W) uint8.
+@contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """Have a GPU do what it is asked meanwhile beside all else that it has to do; all of it is done in the end.
+
+    What remains of it must be told who else reads it (``Tensor.record_stream``) before it is freed.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream = _own_stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+@cache
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def decode_jpegs(jpegs: Mapping[int, Encoded], device: torch.device) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Yield, of pictures by their places, the places of some with the pixels of each: (3, H, W) uint8.
 
     These are on ``device``, decoded about ``MAX_PIXELS`` at a time. A picture that its decoder refuses is left out.
 
@@ -46,13 +66,10 @@ def decode_jpegs(jpegs: Mapping[int, Encoded], device: torch.device) -> Iterator
     if jpegs:
         require_decoder(device)
     for group in _groups(jpegs):
-        alike = defaultdict(list)
         decoded = _decode_each([torch.from_numpy(jpegs[place].data) for place in group], device)
-        for place, picture in zip(group, decoded, strict=True):
-            if picture is not None:
-                alike[picture.shape].append((place, picture))
-        for some in alike.values():
-            yield [place for place, _ in some], torch.stack([picture for _, picture in some])
+        pictures = {place: one for place, one in zip(group, decoded, strict=True) if one is not None}
+        if pictures:
+            yield [*pictures], [*pictures.values()]
 
 
 def _groups(jpegs: Mapping[int, Encoded]) -> Iterator[list[int]]:

@@ -105,17 +105,17 @@ def _numbered(function: Callable[[S], T], position: int, item: S) -> tuple[int, 
 
 
 def map_in_threads(function: Callable[[S], T], items: Iterable[S], threads: int = THREADS) -> Iterator[T]:
-    """Yield ``function(item)`` for each item in order, computed in threads: for what mostly waits for disk or network.
+    """Yield ``function(item)`` for each item in order, computed in threads: for what mostly waits for something else.
 
-    No more results than there are threads wait to be taken.
+    While the caller has one, so many others as there are threads are computed.
     """
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[T]] = deque()
         try:
             for item in items:
-                if len(pending) >= threads:
-                    yield pending.popleft().result()
                 pending.append(pool.submit(function, item))
+                if len(pending) > threads:
+                    yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:

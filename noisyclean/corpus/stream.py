@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from noisyclean.corpus.chunk import ROWS, Chunk
 from noisyclean.corpus.decoding import Encoded, UndecodableError, decode_apart
 from noisyclean.corpus.identity import caption_id, image_id
 from noisyclean.corpus.locate import Shard
-from noisyclean.corpus.parallel import LIVES, LostError, read_in_processes
+from noisyclean.corpus.parallel import LIVES, LostError, map_in_threads, read_in_processes
 from noisyclean.corpus.shards import Sample, ShardReader
 from noisyclean.errors import NoisycleanError
 
@@ -61,15 +62,14 @@ def stream_chunks(
         shards = [shard for shard in shards if shard.name in wanted and wanted[shard.name].any()]
     reader = _ChunkReader(preparer, chunk_size, wanted)
     workers = min(workers, len(shards))
+    # One chunk is finished in a thread while the caller has the one before it: a GPU then decodes beside the model.
+    finished = partial(_finished, preparer=preparer)
     if not workers:
-        for shard in shards:
-            for part in reader.read(shard):
-                yield _finished(part, preparer)
+        yield from map_in_threads(finished, chain.from_iterable(map(reader.read, shards)), threads=1)
         return
     parts = read_in_processes(reader.read, shards, workers, in_order=in_order, prepare=partial(_give_way, niceness))
     try:
-        for part in parts:
-            yield _finished(part, preparer)
+        yield from map_in_threads(finished, parts, threads=1)
     except LostError as error:
         raise NoisycleanError(
             f"{error.item}: the process that decodes it {error}, {LIVES} times in a row; "
