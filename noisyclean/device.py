@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
 import torch
+from torch import Tensor
 
 from noisyclean.errors import UsageError
 
@@ -31,3 +36,30 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
         precision = "fp32" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """Have a GPU do what this thread asks of it meanwhile beside all else that it has to do; in the end it is done.
+
+    Of tensors that outlive this, :func:`left_to_model` must know.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream = _second_stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+def left_to_model(tensor: Tensor) -> Tensor:
+    """The tensor, whose memory on a GPU is not used again before the model is through with it."""
+    if tensor.is_cuda:
+        tensor.record_stream(torch.cuda.default_stream(tensor.device))
+    return tensor
+
+
+@cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache
 from typing import cast
 
@@ -33,26 +32,6 @@ def require_decoder(device: torch.device) -> None:
         raise UsageError(
             f"--decode gpu (encoder.decode in a recipe) needs a torchvision with nvJPEG ({why}); take --decode fast"
         ) from error
-
-
-@contextmanager
-def beside(device: torch.device) -> Iterator[None]:
-    """Have a GPU do what it is asked meanwhile beside all else that it has to do; all of it is done in the end.
-
-    What remains of it must be told who else reads it (``Tensor.record_stream``) before it is freed.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    stream = _own_stream(device)
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
-
-
-@cache
-def _own_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def decode_jpegs(jpegs: Mapping[int, Encoded], device: torch.device) -> Iterator[tuple[list[int], list[Tensor]]]:

@@ -94,19 +94,23 @@ class _Part(NamedTuple):
 
     Attributes:
         pixels: (D, H, W, 3) uint8, of the pictures that are decoded.
-        jpegs: the others, by their places among the R.
+        data: (n,) uint8, the JPEGs that are not, one behind the other: few large arrays are received sooner.
+        jpegs: for each of these its place among the R, where it ends in ``data``, and its (width, height).
         text: (R, context) int64.
     """
 
     chunk: Chunk
     pixels: NDArray[np.uint8]
-    jpegs: dict[int, Encoded]
+    data: NDArray[np.uint8]
+    jpegs: list[tuple[int, int, tuple[int, int]]]
     text: NDArray[np.int64]
 
 
 def _finished(part: _Part, preparer: Preparer) -> Chunk:
     """The chunk with its tensors."""
-    image, faults = preparer.finish(torch.from_numpy(part.pixels), part.jpegs)
+    each = np.split(part.data, [end for _, end, _ in part.jpegs])
+    jpegs = {place: Encoded(data, size) for (place, _, size), data in zip(part.jpegs, each, strict=False)}
+    image, faults = preparer.finish(torch.from_numpy(part.pixels), jpegs)
     return replace(part.chunk, image=image, text=torch.from_numpy(part.text)).with_faults(faults)
 
 
@@ -180,9 +184,12 @@ class _ChunkReader:
         )
         contents = [picture.content for picture in pictures]
         decoded = [one for one in contents if not isinstance(one, Encoded)]
+        left = [(place, one) for place, one in enumerate(contents) if isinstance(one, Encoded)]
+        ends = np.cumsum([len(one.data) for _, one in left]).tolist()
         return _Part(
             chunk,
             np.stack(decoded) if decoded else np.empty(0, np.uint8),
-            {place: one for place, one in enumerate(contents) if isinstance(one, Encoded)},
+            np.concatenate([np.empty(0, np.uint8), *(one.data for _, one in left)]),
+            [(place, end, one.size) for (place, one), end in zip(left, ends, strict=True)],
             self.preparer.tokens(captions).numpy() if captions else np.empty(0, np.int64),
         )

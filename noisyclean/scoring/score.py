@@ -35,6 +35,7 @@ from noisyclean.corpus.parallel import default_workers, map_in_threads
 from noisyclean.corpus.remote import MissingObjectError
 from noisyclean.corpus.source import StreamSource
 from noisyclean.corpus.stream import stream_chunks
+from noisyclean.device import beside, left_to_model
 from noisyclean.encoders import DualEncoder, EncoderEnsemble, Preprocessor, load_encoder
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.files import at_hand, is_file, local_place, place, remove_leftovers, write_json
@@ -274,7 +275,14 @@ def _decoded_job(
 def _decoded_chunks(preprocessor: Preprocessor, shards: Sequence[Shard], place: Place) -> Iterator[Chunk]:
     niceness = _GIVE_WAY if place.device.type == "cpu" else 0
     preparer = replace(preprocessor, device=place.device)
-    return stream_chunks(shards, preparer, chunk_size=CHUNK, workers=place.workers, in_order=False, niceness=niceness)
+    chunks = stream_chunks(shards, preparer, chunk_size=CHUNK, workers=place.workers, in_order=False, niceness=niceness)
+    return chunks if place.device.type == "cpu" else map_in_threads(partial(_moved, place.device), chunks, threads=1)
+
+
+def _moved(device: torch.device, chunk: Chunk) -> Chunk:
+    """The chunk with its pictures on a GPU."""
+    with beside(device):
+        return replace(chunk, image=left_to_model(chunk.image.to(device)))
 
 
 def _fitted_scorer(run: Run, fitted: set[str] | None, device: torch.device) -> Scorer:
