@@ -2,11 +2,14 @@
 
     python benchmarks/decoding.py rates SHARDS
     python benchmarks/decoding.py fidelity SHARDS -m RUN/fold-0/encoder
+    python benchmarks/decoding.py scoring SHARDS -m ViT-B-32
 
 ``rates``: samples a second of one core's time, which contention does not change much, for single steps and for whole
 loaders with their workers; all take turns, and medians are printed. ``fidelity``: SHARDS are scored by a model that was
 not fitted to them, with ``--decode exact``, ``fast`` and ``gpu``, and the last two compared with the first. What a GPU
-decodes, only ``--device cuda`` tells: on a CPU ``gpu`` takes libjpeg.
+decodes, only ``--device cuda`` tells: on a CPU ``gpu`` takes libjpeg. ``scoring``: pairs a second of ``score`` from the
+first tar to the last Parquet file with ``fast`` and ``gpu`` in turn, beside decoding and the model alone; of a hundred
+shards or more, as processes take a moment to start.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -33,11 +38,15 @@ from torch.utils.data import DataLoader
 import noisyclean as nc
 from noisyclean.corpus.decoding import Decode
 from noisyclean.corpus.locate import Shard, find_shards
+from noisyclean.corpus.parallel import default_workers
 from noisyclean.corpus.shards import ShardReader
 from noisyclean.corpus.stream import stream_chunks
 from noisyclean.device import choose_device
-from noisyclean.encoders import DualEncoder, create_encoder
+from noisyclean.encoders import DualEncoder, create_encoder, load_encoder
+from noisyclean.evaluation.bench.throughput.rounds import rate, ratio, take_turns
+from noisyclean.evaluation.bench.throughput.scoring import Subject
 from noisyclean.manifest.schema import MEASURED
+from noisyclean.progress import SILENT
 
 SAMPLES = 200
 CHUNK = 128
@@ -130,19 +139,44 @@ def fidelity(shards: list[str], model: str, device: torch.device) -> None:
     print(f"| same split, of {len(exact):,} pairs | {' | '.join(f'{one:.2%}' for one in same)} |")
 
 
+def scoring(shards: list[Shard], model: str, device: torch.device, workers: int, times: int) -> None:
+    """Print pairs a second by each way to decode, medians."""
+    tars = [Path(one.path) for one in shards]
+    encoder = create_encoder(model) if model in open_clip.list_models() else load_encoder(model)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        subjects = {}
+        for decode in ("fast", "gpu"):
+            encoder.decode_as(decode)
+            subjects[decode] = Subject.make(root / decode, encoder, device, workers)
+        first = subjects["fast"]
+        passes = first.passes(tars)
+        ways: dict[str, Callable[[], float]] = {"model alone": rate(lambda: first.run(passes))}
+        for decode, subject in subjects.items():
+            subject.score(tars[:workers], root / "out")  # whatever is done but once
+            ways[f"decoding alone, {decode}"] = rate(partial(subject.load, tars))
+            ways[f"from tar to Parquet, {decode}"] = lambda one=subject: one.score(tars, root / "out")[1]
+        found = take_turns("scoring", ways, times, SILENT)
+    print(f"| {model} on {device}, {workers} workers | pairs/s | over the model alone |\n|---|---|---|")
+    for name, rates in found.items():
+        print(f"| {name} | {statistics.median(rates):,.0f} | {ratio(found, name, 'model alone'):.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["rates", "fidelity"])
+    parser.add_argument("what", choices=["rates", "fidelity", "scoring"])
     parser.add_argument("shards", nargs="+")
-    parser.add_argument("-m", "--model", default="noisyclean-run/fold-0/encoder", help="what scores, for fidelity")
+    parser.add_argument("-m", "--model", default="noisyclean-run/fold-0/encoder", help="what scores")
     parser.add_argument("--size", type=int, default=224, help="side of the model's input in pixels, for rates")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--device", help="where the model is; default: a GPU if there is one")
     wanted = parser.parse_args()
     device = choose_device(wanted.device)
     if wanted.what == "fidelity":
         fidelity(wanted.shards, wanted.model, device)
+    elif wanted.what == "scoring":
+        scoring(find_shards(wanted.shards), wanted.model, device, wanted.workers, wanted.times)
     else:
         encoder = create_encoder("noisyclean-tiny", image_size=wanted.size, context_length=77).to(device)
         rates(find_shards(wanted.shards), encoder, wanted.workers, wanted.times)

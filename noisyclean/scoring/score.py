@@ -281,6 +281,8 @@ def _decoded_chunks(preprocessor: Preprocessor, shards: Sequence[Shard], place: 
 
 def _moved(device: torch.device, chunk: Chunk) -> Chunk:
     """The chunk with its pictures on a GPU."""
+    if chunk.image.is_cuda:  # where they were decoded
+        return chunk
     with beside(device):
         return replace(chunk, image=left_to_model(chunk.image.to(device)))
 
