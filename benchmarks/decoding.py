@@ -36,6 +36,7 @@ from scipy.stats import spearmanr
 from torch.utils.data import DataLoader
 
 import noisyclean as nc
+from noisyclean.cli.console import progress_bar
 from noisyclean.corpus.decoding import Decode
 from noisyclean.corpus.locate import Shard, find_shards
 from noisyclean.corpus.parallel import default_workers
@@ -46,7 +47,6 @@ from noisyclean.encoders import DualEncoder, create_encoder, load_encoder
 from noisyclean.evaluation.bench.throughput.rounds import rate, ratio, take_turns
 from noisyclean.evaluation.bench.throughput.scoring import Subject
 from noisyclean.manifest.schema import MEASURED
-from noisyclean.progress import SILENT
 
 SAMPLES = 200
 CHUNK = 128
@@ -156,7 +156,8 @@ def scoring(shards: list[Shard], model: str, device: torch.device, workers: int,
             subject.score(tars[:workers], root / "out")  # whatever is done but once
             ways[f"decoding alone, {decode}"] = rate(partial(subject.load, tars))
             ways[f"from tar to Parquet, {decode}"] = lambda one=subject: one.score(tars, root / "out")[1]
-        found = take_turns("scoring", ways, times, SILENT)
+        with progress_bar() as progress:
+            found = take_turns("scoring", ways, times, progress)
     print(f"| {model} on {device}, {workers} workers | pairs/s | over the model alone |\n|---|---|---|")
     for name, rates in found.items():
         print(f"| {name} | {statistics.median(rates):,.0f} | {ratio(found, name, 'model alone'):.2f} |")

@@ -38,6 +38,13 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``. From page-locked memory it gets to a GPU without the CPU waiting for all before it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @contextmanager
 def beside(device: torch.device) -> Iterator[None]:
     """Have a GPU do what this thread asks of it meanwhile beside all else that it has to do; in the end it is done.

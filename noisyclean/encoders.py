@@ -43,7 +43,7 @@ from noisyclean.corpus.decoding import (
 )
 from noisyclean.corpus.device_decoding import decode_jpegs
 from noisyclean.corpus.resizing import Fit, fit_all, fit_one
-from noisyclean.device import beside, choose_dtype, left_to_model
+from noisyclean.device import beside, choose_dtype, left_to_model, moved
 from noisyclean.errors import UsageError
 from noisyclean.files import replacing, write_json
 
@@ -128,8 +128,7 @@ class Preprocessor:
             image[[place for place in range(len(image)) if place not in jpegs]] = pixels.to(image.device)
         refused = dict(jpegs)
         for places, decoded in decode_jpegs(jpegs, image.device):
-            together = image.is_cuda  # a CPU resizes bytes as they are, ten times sooner
-            fitted = fit_all(decoded, fit) if together else torch.stack([fit_one(one, fit) for one in decoded])
+            fitted = fit_all(decoded, fit) if image.is_cuda else torch.stack([fit_one(one, fit) for one in decoded])
             image[places] = fitted.permute(0, 2, 3, 1)
             for place in places:
                 del refused[place]
@@ -259,7 +258,7 @@ class DualEncoder:
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 → (B, d) unit-norm float32."""
-        images = self._moved(pixels).permute(0, 3, 1, 2)
+        images = moved(pixels, self.device).permute(0, 3, 1, 2)
         normalised = images.float().div_(255).sub_(self._mean).div_(self._std)
         with self._autocast():
             features = cast(Tensor, self.model.encode_image(normalised))  # type: ignore[operator]
@@ -281,14 +280,8 @@ class DualEncoder:
                 f"{prefix}attn_mask": text.attn_mask[:length, :length],
             }
         with self._autocast():
-            features = functional_call(self._text, replaced, self._moved(tokens).long(), tie_weights=False)
+            features = functional_call(self._text, replaced, moved(tokens, self.device).long(), tie_weights=False)
         return functional.normalize(cast(Tensor, features).float(), dim=-1)
-
-    def _moved(self, batch: Tensor) -> Tensor:
-        """On the device. A copy from page-locked memory lets the CPU go on meanwhile."""
-        if self.device.type == "cuda" and batch.device.type == "cpu":
-            batch = batch.pin_memory()
-        return batch.to(self.device, non_blocking=True)
 
     def text_lengths(self, tokens: Tensor) -> NDArray[np.int64]:
         """(B, context) int → (B,) how much of the context a caption needs, rounded up; all of it if that is not known.

@@ -36,7 +36,7 @@ class Fit(NamedTuple):
 
 
 def fit_one(picture: Tensor, fit: Fit) -> Tensor:
-    """(3, h, w) uint8 → (3, H, W) uint8, by torchvision, which on a CPU resizes bytes as they are."""
+    """(3, h, w) → (3, H, W) of the same type, by torchvision, which on a CPU resizes bytes as they are."""
     to = list(fit.size) if fit.shorter is None else [fit.shorter]
     resized = one_by_one.resize(picture, to, InterpolationMode(fit.kernel))
     return cast(Tensor, one_by_one.center_crop(resized, list(fit.size)))
@@ -45,7 +45,7 @@ def fit_one(picture: Tensor, fit: Fit) -> Tensor:
 def fit_all(pictures: Sequence[Tensor], fit: Fit) -> Tensor:
     """n pictures, (3, hₖ, wₖ) uint8 on one device → (n, 3, H, W) uint8, as :func:`fit_one` but for rounding.
 
-    With few calls a picture: a GPU takes longer to be told of one than to resize it.
+    By few calls a picture, as a GPU takes longer to be told of one than to resize it. A CPU does bytes sooner one by one.
     """
     places = defaultdict(list)
     for place, picture in enumerate(pictures):

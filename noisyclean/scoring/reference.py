@@ -25,6 +25,7 @@ from torch import Tensor
 from noisyclean.calibration import noise_rate, p_values, q_values
 from noisyclean.corpus.index import CorpusIndex
 from noisyclean.corpus.source import PairSource
+from noisyclean.device import moved
 from noisyclean.encoders import DualEncoder, Encoder, EncoderEnsemble, create_encoder
 from noisyclean.errors import NoisycleanError, UsageError
 from noisyclean.files import replacing
@@ -113,12 +114,12 @@ class ReferenceBank:
             image, text: (B, d) unit-norm embeddings.
             ids: (B,) int64 caption hashes.
         """
-        own = torch.from_numpy(places(self.ids, ids)).to(image.device)
+        own = moved(torch.from_numpy(places(self.ids, ids)), image.device)
         return bank_statistics(image, text, self.image, self.text, self.temperature, own)
 
     def score_and_rematch(self, image: Tensor, text: Tensor, ids: NDArray[np.int64]) -> tuple[PairStatistics, Partners]:
         """As :meth:`score`, with the places of the bank pairs that suit each pair best, what is masked out aside."""
-        own = torch.from_numpy(places(self.ids, ids)).to(image.device)
+        own = moved(torch.from_numpy(places(self.ids, ids)), image.device)
         return bank_statistics(image, text, self.image, self.text, self.temperature, own, partners=True)
 
     def places_of(self, ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -276,10 +276,10 @@ def _decoded_chunks(preprocessor: Preprocessor, shards: Sequence[Shard], place: 
     niceness = _GIVE_WAY if place.device.type == "cpu" else 0
     preparer = replace(preprocessor, device=place.device)
     chunks = stream_chunks(shards, preparer, chunk_size=CHUNK, workers=place.workers, in_order=False, niceness=niceness)
-    return chunks if place.device.type == "cpu" else map_in_threads(partial(_moved, place.device), chunks, threads=1)
+    return chunks if place.device.type == "cpu" else map_in_threads(partial(_put_on, place.device), chunks, threads=1)
 
 
-def _moved(device: torch.device, chunk: Chunk) -> Chunk:
+def _put_on(device: torch.device, chunk: Chunk) -> Chunk:
     """The chunk with its pictures on a GPU."""
     if chunk.image.is_cuda:  # where they were decoded
         return chunk

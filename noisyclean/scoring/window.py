@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyclean.corpus.chunk import Chunk
+from noisyclean.device import moved
 from noisyclean.manifest.schema import MEASURED, REMATCH, STATISTICS
 from noisyclean.scoring.reference import BankedEncoder
 
@@ -163,7 +164,7 @@ class _Side:
 
 def _taken(batch: Tensor, at: NDArray[np.int64]) -> Tensor:
     """The rows ``at``, in ascending order; all of them need no copy."""
-    return batch if len(at) == len(batch) else batch[torch.from_numpy(at)]
+    return batch if len(at) == len(batch) else batch[moved(torch.from_numpy(at), batch.device)]
 
 
 def padded_rows(batch: Tensor, missing: int) -> Tensor:

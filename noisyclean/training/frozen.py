@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noisyclean.corpus.source import Batch, PairSource, in_batches
+from noisyclean.device import moved
 from noisyclean.encoders import DualEncoder, last_projections
 from noisyclean.errors import NoisycleanError
 from noisyclean.files import replacing
@@ -90,7 +91,7 @@ class FrozenEncoder(DualEncoder):
         return self._mapped(text, self.maps.text)
 
     def _mapped(self, embeddings: Tensor, beyond_identity: Tensor) -> Tensor:
-        embeddings = self._moved(embeddings).float()
+        embeddings = moved(embeddings, self.device).float()
         return functional.normalize(embeddings + embeddings @ beyond_identity.T, dim=-1)
 
     def folded(self) -> DualEncoder:
