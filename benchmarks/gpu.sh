@@ -1,9 +1,10 @@
 #!/bin/sh
 # The tables of docs/performance.md on a GPU: sh benchmarks/gpu.sh [FOLDER [SHARDS MODEL]]
 #
-# Needs CUDA and `pip install '.[bench]'`; no network. On a machine with 16 cores it makes 2 GB of pictures in $TMPDIR.
-# FOLDER gets the figures of each model as JSON, and how far the ways to decode agree: on SHARDS of JPEGs, as MODEL
-# scores them; where they are not named, on drawn pictures of 480 px, as an encoder fitted to others like them does.
+# Needs CUDA and `pip install '.[bench]'`; no network. On a machine with 16 cores it makes 3 GB of pictures in $TMPDIR.
+# FOLDER gets the figures of each model as JSON, the rates by either way to decode over a longer run, and how far the ways
+# agree: on SHARDS of JPEGs, as MODEL scores them; where they are not named, on drawn pictures of 480 px, as an encoder
+# fitted to others like them does.
 set -eu
 out=${1:-bench-gpu}
 mkdir -p "$out"
@@ -14,9 +15,14 @@ for model in ViT-B-32 ViT-S-16; do
         echo "$out/$model-$decode.json"
     done
 done
+made=$(mktemp -d)
+trap 'rm -rf "$made"' EXIT
+python -c "
+import noisyclean as nc
+nc.generate_corpus('$made/many', pairs=20000, image_size=480, pairs_per_shard=128)
+"
+python benchmarks/decoding.py scoring "$made/many" -m ViT-B-32 --device cuda --times 3 | tee "$out/scoring.md"
 if [ $# -lt 3 ]; then
-    made=$(mktemp -d)
-    trap 'rm -rf "$made"' EXIT
     python -c "
 import noisyclean as nc
 for seed in (0, 1):

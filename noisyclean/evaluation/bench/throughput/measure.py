@@ -183,7 +183,7 @@ def _scoring(
         fast["plain_loader"] = rate(lambda: plain.load(corpus.whole, subject.width, subject.workers))
     found = take_turns(f"scoring with {subject.folder.name}", slow, times, progress)
     found |= take_turns("decoding, and scoring with the tiny encoder", fast, times, progress)
-    shared = subject.encoder.device.type == "cpu" or subject.encoder.preprocessor.decode == "gpu"
+    shared = subject.encoder.device.type == "cpu"
     return {
         "end_to_end_over_model": ratio(found, "end_to_end", "model"),
         "end_to_end_over_limit": _over_limit(found, "end_to_end", "model", "loader", shared),

@@ -35,7 +35,7 @@ class Throughput:
         end_to_end_over_model: samples/s of ``score`` from the first tar to the last Parquet file, over pairs/s of the
             passes of the model that these pairs take, decoded and in memory.
         end_to_end_over_limit: the same over the rate at which decoding alone and the model alone are done one after the
-            other, as they share the cores, or the GPU that decodes too; else, on a GPU, over the slower of the two.
+            other, as they share the cores; on a GPU, over the slower of the two.
         tiny_end_to_end_over_model, tiny_end_to_end_over_limit: with the tiny encoder.
         over_plain_loop: over a loop of webdataset, Pillow and open_clip with the same weights; None without webdataset.
         loader_over_plain: decoding alone over that loop's, with as many workers; None without webdataset.
