@@ -45,7 +45,7 @@ def fit_one(picture: Tensor, fit: Fit) -> Tensor:
 def fit_all(pictures: Sequence[Tensor], fit: Fit) -> Tensor:
     """n pictures, (3, hₖ, wₖ) uint8 on one device → (n, 3, H, W) uint8, as :func:`fit_one` but for rounding.
 
-    By few calls a picture: a GPU takes longer to be told of one than to resize it. (A CPU does bytes sooner one by one.)
+    By few calls a picture: a GPU takes longer to be told of one than to resize it. (A CPU does bytes sooner singly.)
     """
     places = defaultdict(list)
     for place, picture in enumerate(pictures):
