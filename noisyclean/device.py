@@ -61,7 +61,7 @@ def beside(device: torch.device) -> Iterator[None]:
 
 
 def left_to_model(tensor: Tensor) -> Tensor:
-    """The tensor, whose memory on a GPU is not used again before the model is through with it."""
+    """The tensor; on a GPU its memory is not used again before the default stream, the model's, is through with it."""
     if tensor.is_cuda:
         tensor.record_stream(torch.cuda.default_stream(tensor.device))
     return tensor

@@ -100,8 +100,11 @@ class Preprocessor:
         Raises:
             UndecodableError: as :meth:`pixels`; but a JPEG that is left to :meth:`finish` may still be broken.
         """
-        jpeg = whole_jpeg(data) if self.decode == "gpu" and self._fit is not None else None
-        return self.pixels(data) if jpeg is None else jpeg
+        fit = self._fit if self.decode == "gpu" else None
+        jpeg = None if fit is None else whole_jpeg(data)
+        if fit is None or jpeg is None or not fit.suits_gpu(jpeg.size[1], jpeg.size[0]):
+            return self.pixels(data)
+        return jpeg
 
     def finish(self, pixels: Tensor, jpegs: Mapping[int, Encoded]) -> tuple[Tensor, dict[int, str]]:
         """What was prepared → R pictures, (R, H, W, 3) uint8, and by their places why some of them cannot be decoded.

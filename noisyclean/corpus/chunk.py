@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisyclean.device import moved
+
 ROWS = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -62,6 +64,7 @@ class Chunk:
             return self
         kept = np.setdiff1d(np.arange(len(self.image_ids)), [*faults])
         at = torch.from_numpy(kept)
+        image = self.image[moved(at, self.image.device)]
         reasons = self.rows["fault"].to_pylist()
         for row, reason in zip(np.flatnonzero(self.readable)[[*faults]], faults.values(), strict=True):
             reasons[row] = reason
@@ -71,6 +74,6 @@ class Chunk:
             rows=self.rows.set_column(column, ROWS.field("fault"), pa.array(reasons, pa.string())),
             caption_ids=self.caption_ids[kept],
             image_ids=self.image_ids[kept],
-            image=self.image[at],
+            image=image,
             text=self.text[at],
         )

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import signal
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -125,26 +126,27 @@ def decode_apart(decode: Callable[[bytes], T], data: bytes) -> T:
     if not hasattr(os, "fork"):
         return decode(data)
     for _ in range(2):  # the system may have killed it for want of memory, once
-        ours, theirs = os.pipe()
-        if not (child := os.fork()):
-            with suppress(Exception), os.fdopen(theirs, "wb") as pipe:
-                signal.alarm(DECODING_SECONDS)  # which ends it
+        # A file, not a pipe: of that a process forked meanwhile by another thread would hold the other end open.
+        with tempfile.TemporaryFile() as answered:
+            if not (child := os.fork()):
                 try:
-                    answer: T | UndecodableError = decode(data)
-                except UndecodableError as error:
-                    answer = error
-                pickle.dump(answer, pipe)
-                pipe.flush()
-                os._exit(0)
-            os._exit(1)
-        os.close(theirs)
-        with os.fdopen(ours, "rb") as pipe:
-            received = pipe.read()
-        if os.waitpid(child, 0)[1] == 0:
-            answer = pickle.loads(received)
-            if isinstance(answer, UndecodableError):
-                raise answer
-            return answer
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command
+                    signal.alarm(DECODING_SECONDS)  # which ends it
+                    try:
+                        answer: T | UndecodableError = decode(data)
+                    except UndecodableError as error:
+                        answer = error
+                    pickle.dump(answer, answered)
+                    answered.flush()
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            if os.waitpid(child, 0)[1] == 0:
+                answered.seek(0)
+                answer = pickle.load(answered)
+                if isinstance(answer, UndecodableError):
+                    raise answer
+                return answer
     raise UndecodableError("crashes the decoder")
 
 

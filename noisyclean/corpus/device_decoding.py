@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import cast
@@ -89,6 +88,4 @@ def _decode(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
         # nvJPEG does not wait its turn: it would write over memory that was freed, but that the GPU has yet to read
         # (https://github.com/pytorch/vision/pull/9606).
         torch.cuda.current_stream(device).synchronize()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return cast(list[Tensor], decode_jpeg(jpegs, mode=ImageReadMode.RGB, device=device))
+    return cast(list[Tensor], decode_jpeg(jpegs, mode=ImageReadMode.RGB, device=device))

@@ -107,7 +107,7 @@ def _numbered(function: Callable[[S], T], position: int, item: S) -> tuple[int, 
 def map_in_threads(function: Callable[[S], T], items: Iterable[S], threads: int = THREADS) -> Iterator[T]:
     """Yield ``function(item)`` for each item in order, computed in threads: for what mostly waits for something else.
 
-    While the caller has one, so many others as there are threads are computed.
+    While the caller has one, so many others as there are threads are computed; these are lost if an item cannot be had.
     """
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[T]] = deque()

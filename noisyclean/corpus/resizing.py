@@ -12,6 +12,9 @@ from torch.nn import functional
 from torchvision.transforms import InterpolationMode, Resize
 from torchvision.transforms.v2 import functional as one_by_one
 
+MOST_REDUCED = 32
+"""What a GPU resizes has sides at most so many times as long as they are to be (torch's kernels take some 47)."""
+
 
 class Fit(NamedTuple):
     """How pictures get their size.
@@ -33,6 +36,18 @@ class Fit(NamedTuple):
             return None
         shorter = resize.size if isinstance(resize.size, int) else None
         return cls(size, shorter, resize.interpolation.value)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of such a picture once it is resized, before the crop."""
+        if self.shorter is None:
+            return self.size
+        least = min(height, width)
+        return self.shorter * height // least, self.shorter * width // least
+
+    def suits_gpu(self, height: int, width: int) -> bool:
+        """Whether a GPU can resize such a picture: its kernels hold what one pixel is made of, and refuse too much."""
+        to = self.resized(height, width)
+        return height <= MOST_REDUCED * to[0] and width <= MOST_REDUCED * to[1]
 
 
 def fit_one(picture: Tensor, fit: Fit) -> Tensor:
@@ -58,10 +73,8 @@ def fit_all(pictures: Sequence[Tensor], fit: Fit) -> Tensor:
 
 def _resized(pictures: Sequence[Tensor], fit: Fit) -> Tensor:
     """n pictures of one size → (n, 3, H, W) float32, not yet rounded."""
-    height, width = pictures[0].shape[1:]
-    to = fit.size
-    if fit.shorter is not None:
-        to = (fit.shorter * height // min(height, width), fit.shorter * width // min(height, width))
+    to = fit.resized(*pictures[0].shape[1:])
     resized = functional.interpolate(torch.stack([*pictures]).float(), to, mode=fit.kernel, antialias=True)
     top, left = (round((side - kept) / 2) for side, kept in zip(to, fit.size, strict=True))
-    return resized[:, :, top : top + fit.size[0], left : left + fit.size[1]]
+    # Copied, or the whole of what was resized would be held as long as the middle of it.
+    return resized[:, :, top : top + fit.size[0], left : left + fit.size[1]].clone()

@@ -274,9 +274,10 @@ def _decoded_job(
 
 def _decoded_chunks(preprocessor: Preprocessor, shards: Sequence[Shard], place: Place) -> Iterator[Chunk]:
     niceness = _GIVE_WAY if place.device.type == "cpu" else 0
-    preparer = replace(preprocessor, device=place.device)
+    device = torch.empty(0, device=place.device).device  # which GPU is meant by `cuda`, each thread has its own mind of
+    preparer = replace(preprocessor, device=device)
     chunks = stream_chunks(shards, preparer, chunk_size=CHUNK, workers=place.workers, in_order=False, niceness=niceness)
-    return chunks if place.device.type == "cpu" else map_in_threads(partial(_put_on, place.device), chunks, threads=1)
+    return chunks if device.type == "cpu" else map_in_threads(partial(_put_on, device), chunks, threads=1)
 
 
 def _put_on(device: torch.device, chunk: Chunk) -> Chunk:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 import noisyclean as nc
 from noisyclean.corpus import device_decoding
-from noisyclean.corpus.decoding import UndecodableError, whole_jpeg
+from noisyclean.corpus.decoding import Encoded, UndecodableError, whole_jpeg
 from noisyclean.corpus.device_decoding import require_decoder
 from noisyclean.corpus.locate import find_shards
+from noisyclean.corpus.resizing import Fit, fit_all
 from noisyclean.corpus.stream import stream_chunks
 from noisyclean.encoders import DualEncoder, load_encoder
 from noisyclean.errors import UsageError
@@ -284,6 +285,36 @@ def test_on_a_gpu_nothing_waits_to_be_computed_when_nvjpeg_begins(
     decoder(lambda jpegs, decode: events.append("decodes"))
     require_decoder(torch.device("cuda"))
     assert events == ["through", "decodes"]
+
+
+def test_what_a_gpu_cannot_resize_is_left_to_the_workers(encoder: DualEncoder) -> None:
+    encoder.decode_as("gpu")
+    try:
+        preprocessor = encoder.preprocessor
+        most = 32 * min(preprocessor.size)
+        kept, left = (preprocessor.prepare(encode_image(0, (side, side), "JPEG")) for side in (most + 1, most))
+    finally:
+        encoder.decode_as("fast")
+    assert isinstance(left, Encoded)
+    assert not isinstance(kept, Encoded)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("decode", ["fast", "gpu"])
+def test_a_gpu_scores_as_a_cpu_does(corpus: Path, model: Path, fast: pd.DataFrame, tmp_path: Path, decode: str) -> None:
+    nc.score(str(corpus), model=model, out=tmp_path, device="cuda", batch_size=32, workers=2, decode=decode)
+    found = nc.Manifest(tmp_path).pairs().sort_values(["shard", "index"], ignore_index=True)
+    assert found["reason"].fillna("").tolist() == fast["reason"].fillna("").tolist()
+    assert found["match_score"].corr(fast["match_score"], method="spearman") > 0.99  # in half precision
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_resizes_what_is_left_to_it_at_most(encoder: DualEncoder) -> None:
+    side = 32 * min(encoder.preprocessor.size)
+    picture = torch.zeros((3, side, 2 * side), dtype=torch.uint8, device="cuda")
+    fit = Fit.of(encoder.preprocessor.picture.transforms[0], encoder.preprocessor.size)
+    assert fit is not None
+    assert fit_all([picture], fit).shape == (1, 3, *encoder.preprocessor.size)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

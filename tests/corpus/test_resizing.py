@@ -12,6 +12,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
+from noisyclean.corpus import resizing
 from noisyclean.corpus.resizing import Fit, fit_all, fit_one
 
 SIDES = st.integers(1, 150)
@@ -70,6 +71,27 @@ def test_it_is_what_open_clip_does(resize_mode: str, interpolation: str, size: i
         expected = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         for found in (fit_one(pixels, fit), fit_all([pixels], fit)[0]):
             assert (found.int() - expected.int()).abs().float().mean() < 0.5
+
+
+def test_of_what_is_cropped_nothing_is_kept() -> None:
+    banners = [picture(20, 1000 + k, k) for k in range(4)]
+    fitted = resizing._resized(banners[:1], Fit((224, 224), 224, "bicubic"))
+    assert fitted.untyped_storage().nbytes() == 4 * 3 * 224 * 224
+    assert fit_all(banners, Fit((224, 224), 224, "bicubic")).shape == (4, 3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("fit", "height", "width", "suits"),
+    [
+        (Fit((48, 48), 48, "bicubic"), 1536, 9000, True),
+        (Fit((48, 48), 48, "bicubic"), 1537, 1600, False),
+        (Fit((48, 48), None, "bicubic"), 1536, 1600, False),
+        (Fit((48, 48), None, "bicubic"), 1536, 1536, True),
+        (Fit((224, 224), 224, "bilinear"), 1, 1, True),
+    ],
+)
+def test_what_a_gpu_can_resize(fit: Fit, height: int, width: int, suits: bool) -> None:
+    assert fit.suits_gpu(height, width) == suits
 
 
 def test_every_bundled_model_can_be_fitted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,19 @@ def test_a_decoder_apart_may_answer_refuse_or_hang(monkeypatch: pytest.MonkeyPat
         decode_apart(decode_image, b"nothing")
     with pytest.raises(UndecodableError, match="crashes the decoder"):
         decode_apart(lambda _: time.sleep(30), b"")
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_a_decoder_apart_that_is_broken_off_comes_to_an_end(how: type[BaseException]) -> None:
+    """Also where a thread has started it: the process must not go on with what its parent would do next."""
+
+    def broken_off(_: bytes) -> None:
+        raise how
+
+    here = os.getpid()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(UndecodableError, match="crashes the decoder"):
+        pool.submit(decode_apart, broken_off, b"").result(20)
+    assert os.getpid() == here
 
 
 @pytest.mark.parametrize("shard", range(6))
