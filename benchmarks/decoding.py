@@ -43,9 +43,9 @@ from noisyclean.corpus.parallel import default_workers
 from noisyclean.corpus.shards import ShardReader
 from noisyclean.corpus.stream import stream_chunks
 from noisyclean.device import choose_device
-from noisyclean.encoders import DualEncoder, create_encoder, load_encoder
+from noisyclean.encoders import DualEncoder, create_encoder
 from noisyclean.evaluation.bench.throughput.rounds import rate, ratio, take_turns
-from noisyclean.evaluation.bench.throughput.scoring import Subject
+from noisyclean.evaluation.bench.throughput.scoring import Subject, named_encoder
 from noisyclean.manifest.schema import MEASURED
 
 SAMPLES = 200
@@ -142,7 +142,7 @@ def fidelity(shards: list[str], model: str, device: torch.device) -> None:
 def scoring(shards: list[Shard], model: str, device: torch.device, workers: int, times: int) -> None:
     """Print pairs a second by each way to decode, medians."""
     tars = [Path(one.path) for one in shards]
-    encoder = create_encoder(model) if model in open_clip.list_models() else load_encoder(model)
+    encoder = named_encoder(model)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         subjects = {}

@@ -64,7 +64,6 @@ class Chunk:
             return self
         kept = np.setdiff1d(np.arange(len(self.image_ids)), [*faults])
         at = torch.from_numpy(kept)
-        image = self.image[moved(at, self.image.device)]
         reasons = self.rows["fault"].to_pylist()
         for row, reason in zip(np.flatnonzero(self.readable)[[*faults]], faults.values(), strict=True):
             reasons[row] = reason
@@ -74,6 +73,6 @@ class Chunk:
             rows=self.rows.set_column(column, ROWS.field("fault"), pa.array(reasons, pa.string())),
             caption_ids=self.caption_ids[kept],
             image_ids=self.image_ids[kept],
-            image=image,
+            image=self.image[moved(at, self.image.device)],
             text=self.text[at],
         )

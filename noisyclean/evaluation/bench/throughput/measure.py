@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import open_clip
 import torch
 
 import noisyclean
@@ -19,7 +18,6 @@ from noisyclean.corpus.device_decoding import require_decoder
 from noisyclean.corpus.locate import ShardSpec
 from noisyclean.corpus.parallel import default_workers
 from noisyclean.device import choose_device
-from noisyclean.encoders import DualEncoder, create_encoder, load_encoder
 from noisyclean.errors import NoisycleanError
 from noisyclean.evaluation.bench.throughput.corpus import (
     PHOTO,
@@ -36,7 +34,7 @@ from noisyclean.evaluation.bench.throughput.parts import BANK_SIZES, bank_ways, 
 from noisyclean.evaluation.bench.throughput.plain import MISSING, PlainLoop, is_installed
 from noisyclean.evaluation.bench.throughput.result import TINY, Throughput
 from noisyclean.evaluation.bench.throughput.rounds import Rates, rate, ratio, take_turns
-from noisyclean.evaluation.bench.throughput.scoring import Subject, score_in_own_process
+from noisyclean.evaluation.bench.throughput.scoring import Subject, named_encoder, score_in_own_process
 from noisyclean.progress import SILENT, Progress
 from noisyclean.scoring.score import BANK_SIZE
 
@@ -81,7 +79,7 @@ def bench_throughput(
     workers = default_workers() if workers is None else workers
     name = MODEL if model is None else model
     # Loaded before anything is made: a wrong name is told at once.
-    encoders = [_encoder(one) for one in (name, TINY)]
+    encoders = [named_encoder(one) for one in (name, TINY)]
     for one in encoders:
         one.decode_as(decode)
     if decode == "gpu":
@@ -150,10 +148,6 @@ class _Corpus:
             len(pairs),
             sum(len(image) for image, _ in pairs) / len(pairs) / 1024,
         )
-
-
-def _encoder(name: str) -> DualEncoder:
-    return create_encoder(name) if name in open_clip.list_models() else load_encoder(name)
 
 
 def _scoring(

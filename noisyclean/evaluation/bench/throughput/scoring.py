@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import open_clip
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,7 +22,7 @@ from torch.nn import functional
 from noisyclean.corpus.chunk import Chunk
 from noisyclean.corpus.locate import find_shards
 from noisyclean.corpus.stream import stream_chunks
-from noisyclean.encoders import DualEncoder, load_encoder
+from noisyclean.encoders import DualEncoder, create_encoder, load_encoder
 from noisyclean.errors import NoisycleanError
 from noisyclean.manifest.splitting import Summary
 from noisyclean.progress import Silent, Task
@@ -52,6 +53,11 @@ class Clock(Silent):
             yield task
         if name == "scoring":
             self.seconds = time.perf_counter() - started
+
+
+def named_encoder(name: str) -> DualEncoder:
+    """That of an open_clip name with drawn weights, which are as fast as any; else what :func:`load_encoder` takes."""
+    return create_encoder(name) if name in open_clip.list_models() else load_encoder(name)
 
 
 @dataclass(frozen=True)
