@@ -217,11 +217,12 @@ def test_killed_it_goes_on_in_another_number_of_processes(uneven: Path, tmp_path
     assert [(row["epoch"], row["fold"]) for row in rows] == [(epoch, fold) for epoch in range(4) for fold in range(2)]
     # In float32 Adam makes much of rounding, and so, from the second epoch on, do the weights that its models give: of
     # 45 pairs with pictures of noise, where two that change sides are .044 of the estimated rate.
-    allowed = {"loss": 0.15, "holdout_loss": 0.1, "mean_weight": 0.05, "estimated_noise": 0.12}
+    allowed = {"loss": 0.02, "holdout_loss": 0.02, "mean_weight": 0.05, "estimated_noise": 0.12}
     for mine, theirs in zip(rows, expected, strict=True):
+        first = mine["epoch"] == 0
         for figure in allowed.keys() & theirs.keys():
-            within = 1e-3 if mine["epoch"] == 0 else allowed[figure]
-            assert mine[figure] == pytest.approx(theirs[figure], rel=0, abs=within), figure
+            near = pytest.approx(theirs[figure], rel=0 if first else 0.03, abs=1e-3 if first else allowed[figure])
+            assert mine[figure] == near, figure
     assert not list(run.glob("*.tmp")) + list(run.glob("checkpoint*"))
     assert alone.pairs == json.loads((run / "run.json").read_text())["pairs"]
     summary = nc.score(model=run, out=tmp_path / "out", workers=0)
