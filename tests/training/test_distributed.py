@@ -196,11 +196,12 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def test_killed_it_goes_on_in_another_number_of_processes(uneven: Path, tmp_path: Path) -> None:
-    alone = nc.fit(
-        uneven, out=tmp_path / "alone", overrides=[*FIT, "data.workers=0", "data.holdout=0.2"], recipe="cpu-small"
-    )
+    # In float32 Adam makes much of rounding; at a usual rate so much that already another number of threads shows.
+    slowly = "optimiser.learning_rate=3e-5"
+    overrides = [*FIT, slowly, "data.workers=0", "data.holdout=0.2"]
+    alone = nc.fit(uneven, out=tmp_path / "alone", overrides=overrides, recipe="cpu-small")
     run = tmp_path / "run"
-    words = [*fit_words(uneven, run), "-r", "cpu-small"]
+    words = [*fit_words(uneven, run, slowly), "-r", "cpu-small"]
     running = torchrun(2, *words, cwd=tmp_path)
     deadline = time.monotonic() + LIMIT
     while not (run / "checkpoint.pt").is_file():
@@ -215,14 +216,10 @@ def test_killed_it_goes_on_in_another_number_of_processes(uneven: Path, tmp_path
     assert said.count("Fitted 2 folds on 307 pairs") == 1
     rows, expected = metrics(run), metrics(tmp_path / "alone")
     assert [(row["epoch"], row["fold"]) for row in rows] == [(epoch, fold) for epoch in range(4) for fold in range(2)]
-    # In float32 Adam makes much of rounding, and so, from the second epoch on, do the weights that its models give: of
-    # 45 pairs with pictures of noise, where two that change sides are .044 of the estimated rate.
-    allowed = {"loss": 0.02, "holdout_loss": 0.02, "mean_weight": 0.05, "estimated_noise": 0.12}
     for mine, theirs in zip(rows, expected, strict=True):
-        first = mine["epoch"] == 0
-        for figure in allowed.keys() & theirs.keys():
-            near = pytest.approx(theirs[figure], rel=0 if first else 0.03, abs=1e-3 if first else allowed[figure])
-            assert mine[figure] == near, figure
+        for figure in ("loss", "holdout_loss", "mean_weight", "estimated_noise"):
+            if figure in theirs:
+                assert mine[figure] == pytest.approx(theirs[figure], rel=0.03, abs=0.02), figure
     assert not list(run.glob("*.tmp")) + list(run.glob("checkpoint*"))
     assert alone.pairs == json.loads((run / "run.json").read_text())["pairs"]
     summary = nc.score(model=run, out=tmp_path / "out", workers=0)
