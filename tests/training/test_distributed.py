@@ -197,7 +197,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def test_killed_it_goes_on_in_another_number_of_processes(uneven: Path, tmp_path: Path) -> None:
     # In float32 Adam makes much of rounding; at a usual rate so much that already another number of threads shows.
-    slowly = "optimiser.learning_rate=3e-5"
+    slowly = "optimiser.learning_rate=1e-6"
     overrides = [*FIT, slowly, "data.workers=0", "data.holdout=0.2"]
     alone = nc.fit(uneven, out=tmp_path / "alone", overrides=overrides, recipe="cpu-small")
     run = tmp_path / "run"
